@@ -1,0 +1,399 @@
+"""The policy: tokens in, probabilities out.
+
+One class, `VideoLM`, wraps an unmodified Hugging Face Qwen2.5-VL and does four things with it:
+
+    load / save       a folder or a hub id in, the same layout out
+    encode_video      patches (N, 1176) -> video embeddings (V, D): the only place where the language model's input meets pixels
+    generate          sample G completions of each question, the prompt encoded once
+    logprobs          log-probabilities of those completions, differentiable, the prompt encoded once
+
+The G completions of a group share a prompt that is long (a video) while they are short. So the prompt is never repeated:
+
+    scoring    one packed row  [prompt | completion 1 | ... | completion G]  runs through every linear layer once; attention
+               alone knows the structure (`PackedAttention`): the prompt sees itself, a completion sees the prompt and itself.
+    sampling   the prompt's keys and values are stored once for a group; all G rows read them (`GroupCache`).
+
+Both plug into the library's decoder layers as one registered attention function; nothing else of the library is touched.
+Positions are always passed in (data.mrope_positions): the library's own change between versions.
+
+Left out on purpose: beam search, top-k, top-p and repetition penalties. What is sampled must be what is scored.
+
+Shapes: Q questions, G completions of one question, C tokens of the longest completion, P prompt tokens with V video tokens
+among them, N patches = 4 V, D hidden size, H heads, K key/value heads, d head size, L tokens of a packed row, W vocabulary.
+"""
+
+import shutil
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoConfig, AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import cached_file
+
+try:  # only where a CUDA compiler could build it
+    from flash_attn import flash_attn_func
+except ImportError:
+    flash_attn_func = None
+
+# --- attention: the one thing that knows what a group is ----------------------------------------------------------------
+
+
+def causal_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    """Attention in which the last query sees every key: query (B, H, S, d), key and value (B, K, S', d), S <= S'.
+
+    With fewer queries than keys the causal triangle is anchored at the lower right (the keys in front are a prefix that
+    everybody sees). SDPA's own `is_causal` is anchored at the upper left, hence the explicit mask.
+    """
+    S, S_all = query.shape[2], key.shape[2]
+    if flash_attn_func is not None and query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
+        out = flash_attn_func(*(x.transpose(1, 2) for x in (query, key, value)), softmax_scale=scaling, causal=True)
+        return out.transpose(1, 2)
+    repeats = query.shape[1] // key.shape[1]
+    key, value = (x.repeat_interleave(repeats, dim=1) for x in (key, value))  # (B, K, S', d) -> (B, H, S', d)
+    mask = None if S == S_all else torch.ones(S, S_all, dtype=torch.bool, device=query.device).tril(S_all - S)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None, scale=scaling)
+
+
+class PackedAttention:
+    """Scoring and prefill: several questions in one row, each [prompt (P) | G completions (C each)].
+
+    `spans` lists (P, G, C). Prompts attend to themselves; each completion attends to its prompt and to itself, never to its
+    siblings. With `cache` the prompts' keys and values are kept for sampling.
+    """
+
+    def __init__(self, spans: list[tuple[int, int, int]], cache: "GroupCache | None" = None):
+        self.spans, self.cache = spans, cache
+
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        outputs, sizes = [], [P + G * C for P, G, C in self.spans]
+        rows = zip(self.spans, *(x.split(sizes, dim=2) for x in (query, key, value)))
+        for (P, G, C), q, k, v in rows:  # q (1, H, P + G C, d)
+            outputs.append(causal_attention(q[:, :, :P], k[:, :, :P], v[:, :, :P], scaling))  # (1, H, P, d)
+            if self.cache is not None:
+                self.cache.add_prompt(layer, k[0, :, :P], v[0, :, :P])
+            if G * C > 0:
+                q_c, k_c, v_c = (x[0, :, P:].unflatten(1, (G, C)).transpose(0, 1) for x in (q, k, v))  # (G, H, C, d)
+                k_all = torch.cat([k[:, :, :P].expand(G, -1, -1, -1), k_c], dim=2)  # (G, K, P + C, d)
+                v_all = torch.cat([v[:, :, :P].expand(G, -1, -1, -1), v_c], dim=2)
+                out = causal_attention(q_c, k_all, v_all, scaling)  # (G, H, C, d)
+                outputs.append(out.transpose(0, 1).flatten(1, 2).unsqueeze(0))  # (1, H, G C, d)
+        return torch.cat(outputs, dim=2)  # (1, H, L, d)
+
+
+class GroupCache:
+    """Sampling: keys and values of Q prompts, each stored once, and of R completions of each question.
+
+    prompt keys (Q, K, P, d) of every layer, shorter prompts padded on the right and masked; own keys (Q, R, K, C, d).
+    Reading the prompt once for all R rows is what makes a long video cheap: it is R times less memory traffic.
+    """
+
+    def __init__(self, num_layers: int, prompt_lengths: list[int], group_size: int, max_new_tokens: int):
+        self.prompt: list[list] = [[] for _ in range(num_layers)]  # per layer: (keys, values) of each prompt, then stacked
+        self.own: list = [None] * num_layers
+        self.lengths, self.R, self.C, self.t = prompt_lengths, group_size, max_new_tokens, 0
+
+    def add_prompt(self, layer: int, key: Tensor, value: Tensor) -> None:
+        """key, value (K, P, d) of the next question."""
+        pad = max(self.lengths) - key.shape[1]
+        self.prompt[layer].append((F.pad(key, (0, 0, 0, pad)), F.pad(value, (0, 0, 0, pad))))
+
+    def seal(self) -> None:
+        """All prompts are in: stack them, make room for the completions, build the mask over the padding."""
+        for layer, pairs in enumerate(self.prompt):
+            keys, values = (torch.stack(x) for x in zip(*pairs))  # (Q, K, P, d)
+            self.prompt[layer] = (keys, values)
+            Q, K, _, d = keys.shape
+            self.own[layer] = tuple(keys.new_zeros(Q, self.R, K, self.C, d) for _ in range(2))
+        P = max(self.lengths)
+        lengths = torch.tensor(self.lengths, device=keys.device)
+        self.padding = torch.arange(P, device=keys.device) >= lengths[:, None]  # (Q, P)
+
+    def keep(self, questions: Tensor, rows: Tensor) -> None:
+        """Only these go on: questions (Q',), rows (Q', R') of each of them. Finished completions cost nothing more."""
+        for layer in range(len(self.own)):
+            self.prompt[layer] = tuple(x[questions] for x in self.prompt[layer])
+            self.own[layer] = tuple(x[questions[:, None], rows] for x in self.own[layer])
+        self.padding, self.R = self.padding[questions], rows.shape[1]
+
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        """One new token for each of the Q * R rows: query (Q R, H, 1, d), key and value (Q R, K, 1, d)."""
+        (prompt_k, prompt_v), (own_k, own_v) = self.prompt[layer], self.own[layer]
+        (Q, K, P, d), R = prompt_k.shape, self.R
+        own_k[:, :, :, self.t] = key.view(Q, R, K, d)
+        own_v[:, :, :, self.t] = value.view(Q, R, K, d)
+        own_k, own_v = own_k[:, :, :, : self.t + 1], own_v[:, :, :, : self.t + 1]
+        q = query.view(Q, R, K, -1, d) * scaling  # H = K * n query heads, n of them to one key head
+        n = q.shape[3]
+        rows = q.transpose(1, 2).reshape(Q, K, R * n, d)  # all rows of a group ask the same prompt: one matrix product
+        to_prompt = (rows @ prompt_k.transpose(2, 3)).masked_fill(self.padding[:, None, None], float("-inf"))
+        to_prompt = to_prompt.view(Q, K, R, n, P).transpose(1, 2)  # (Q, R, K, n, P)
+        to_own = q @ own_k.transpose(3, 4)  # (Q, R, K, n, t + 1)
+        weights = torch.cat([to_prompt, to_own], dim=-1).float().softmax(-1).to(value.dtype)
+        from_prompt = weights[..., :P].transpose(1, 2).reshape(Q, K, R * n, P) @ prompt_v  # (Q, K, R n, d)
+        out = from_prompt.view(Q, K, R, n, d).transpose(1, 2) + weights[..., P:] @ own_v  # (Q, R, K, n, d)
+        return out.reshape(Q * R, K * n, 1, d)
+
+
+def _grouped_attention(module, query, key, value, attention_mask, *, scaling, attend, **unused):
+    """The function the library's decoder layers call: hands their heads to `attend`, one of the two classes above."""
+    return attend(module.layer_idx, query, key, value, scaling).transpose(1, 2).contiguous(), None  # (B, S, H, d)
+
+
+ALL_ATTENTION_FUNCTIONS.register("grouped", _grouped_attention)
+
+# --- sampling one token --------------------------------------------------------------------------------------------------
+
+
+def sample_tokens(logps: Tensor, noise: Tensor) -> Tensor:
+    """Invert the cumulative distribution: logps (..., W) -> tokens (...), noise (...) uniform in [0, 1).
+
+    One uniform number a token, drawn beforehand, is all the randomness there is: that makes a sample a function of its seed,
+    whatever else is in the batch. float64, because a float32 sum over 150,000 entries is coarser than a rare token.
+    """
+    cdf = logps.double().exp().cumsum(-1)  # (..., W)
+    target = noise.unsqueeze(-1) * cdf[..., -1:]  # the sum is 1 up to rounding; scale instead of hoping
+    return torch.searchsorted(cdf, target, right=True).squeeze(-1)  # first token whose cdf is above: never one of mass 0
+
+
+def pack_by_tokens(lengths: list[int], budget: int) -> list[list[int]]:
+    """Consecutive indices in packs of at most `budget` tokens (at least one each): how many questions share a pass."""
+    packs: list[list[int]] = []
+    room = 0
+    for i, length in enumerate(lengths):
+        if not packs or length > room:
+            packs.append([])
+            room = budget
+        packs[-1].append(i)
+        room -= length
+    return packs
+
+
+# --- the model -----------------------------------------------------------------------------------------------------------
+
+# What a checkpoint folder holds beside its weights; `save` passes these on so that the result loads like the original.
+COMPANION_FILES = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json",
+                   "chat_template.json", "chat_template.jinja", "generation_config.json")  # fmt: skip
+
+
+class VideoLM:
+    """A Qwen2.5-VL with its tokenizer. `pack_tokens` bounds how many tokens go through the layers in one pass."""
+
+    def __init__(self, hf: Qwen2_5_VLForConditionalGeneration, tokenizer, source: str, pack_tokens: int = 16384):
+        self.hf, self.tokenizer, self.source, self.pack_tokens = hf, tokenizer, source, pack_tokens
+        self.visual, self.text, self.lm_head = hf.model.visual, hf.model.language_model, hf.lm_head
+        self.text.config._attn_implementation = "grouped"
+        config = hf.config
+        self.video_token_id = config.video_token_id
+        self.tokens_per_second = config.vision_config.tokens_per_second
+        # A sampled placeholder would later be taken for a piece of video: never sampled, never scored.
+        self.banned_ids = sorted({config.image_token_id, config.video_token_id, config.vision_start_token_id,
+                                  config.vision_end_token_id})  # fmt: skip
+        self.eos_ids = sorted(end_token_ids(hf, tokenizer))
+        self.device = next(hf.parameters()).device
+        self.autocast = None  # bfloat16 compute over float32 weights, set by `load`
+
+    @classmethod
+    def load(cls, name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> "VideoLM":
+        """A checkpoint folder or hub id. Raises ValueError, with its name, for any architecture but Qwen2.5-VL."""
+        if Path(name).exists() and not (Path(name) / "config.json").exists():
+            raise ValueError(f"{name}: no config.json in it; --model takes a Hugging Face checkpoint folder or a hub id")
+        config = AutoConfig.from_pretrained(name)
+        if config.model_type != "qwen2_5_vl":
+            raise ValueError(f"{name} is a {config.model_type!r} model; patches and positions here are those of 'qwen2_5_vl'")
+        hf = Qwen2_5_VLForConditionalGeneration.from_pretrained(name, dtype=dtype, attn_implementation="sdpa")
+        return cls(hf.to(device), AutoTokenizer.from_pretrained(name), name)
+
+    def save(self, folder: str | Path) -> None:
+        """Weights, config, tokenizer, chat template and preprocessor in Hugging Face layout."""
+        folder = Path(folder)
+        self.hf.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        for file in COMPANION_FILES:
+            found = cached_file(self.source, file, _raise_exceptions_for_missing_entries=False)
+            # generation_config.json too: the library would write its own, without the checkpoint's sampling settings
+            if found is not None and Path(found).resolve() != (folder / file).resolve():
+                shutil.copyfile(found, folder / file)
+
+    # --- prompt to embeddings ---
+
+    def encode_video(self, patches: Tensor, grid: tuple[int, int, int]) -> Tensor:
+        """patches (N, 1176), grid (t, h, w) in patches -> (V, D), V = N / 4: 2 x 2 patches are merged into one token."""
+        return self.encode_videos([patches], [grid])[0]
+
+    def encode_videos(self, patches: list[Tensor], grids: list[tuple[int, int, int]]) -> list[Tensor]:
+        """Several videos in one pass of the vision tower; they do not see each other. -> one (V, D) each."""
+        sizes = [t * h * w // 4 for t, h, w in grids]
+        grid = torch.tensor(grids, device=self.device)  # (videos, 3)
+        with self._compute():
+            out = self.visual(torch.cat(patches).to(self.device, self.visual.dtype), grid_thw=grid)
+        merged = getattr(out, "pooler_output", out)  # older releases return the tensor itself
+        return list(merged.split(sizes))
+
+    def embed(self, ids: Tensor, video: Tensor | None) -> Tensor:
+        """ids (P,), video (V, D) or None -> (1, P, D): the video's rows replace those of its placeholders."""
+        ids = ids.to(self.device)
+        embeds = self.text.embed_tokens(ids)  # (P, D)
+        where = ids == self.video_token_id  # (P,)
+        num_rows = 0 if video is None else len(video)
+        if int(where.sum()) != num_rows:
+            raise ValueError(f"the prompt has {int(where.sum())} video placeholders, the video {num_rows} tokens")
+        if video is not None:
+            embeds = embeds.masked_scatter(where[:, None], video.to(embeds.dtype))
+        return embeds.unsqueeze(0)
+
+    # --- sampling ---
+
+    @torch.no_grad()
+    def generate(self, embeds: list[Tensor], positions: list[Tensor], *, group_size: int, max_new_tokens: int,
+                 temperature: float, seeds: list[int]) -> list[tuple[Tensor, Tensor]]:  # fmt: skip
+        """Sample `group_size` completions of each question, all questions together.
+
+        embeds: (1, P, D) a question; positions: (3, P) a question; temperature 0 is greedy; seeds: one a question.
+        Returns (tokens (G, C), logps (G, C)) a question, C the longest completion of that question, end token included;
+        behind an end token stand pad tokens with log-probability 0. Noise depends on a question's seed alone.
+        """
+        self.hf.eval()
+        Q, G, device = len(embeds), group_size, self.device
+        draw = [torch.rand(max_new_tokens, G, dtype=torch.float64, generator=torch.Generator().manual_seed(s)) for s in seeds]
+        noise = torch.stack(draw, dim=1).to(device)  # (C, Q, G)
+        tokens = torch.full((Q, G, max_new_tokens), self.tokenizer.pad_token_id, device=device)
+        logps = torch.zeros(Q, G, max_new_tokens, device=device)
+        eos = torch.tensor(self.eos_ids, device=device)
+
+        cache = GroupCache(len(self.text.layers), [p.shape[1] for p in positions], G, max_new_tokens)
+        last = self._prefill(embeds, positions, cache)  # (Q, D): the hidden state that predicts the first token
+        hidden = last[:, None].expand(Q, G, -1)  # (Q, G, D)
+        next_position = torch.stack([p.max() + 1 for p in positions]).to(device)  # (Q,)
+        rows = torch.arange(Q * G, device=device).view(Q, G)  # which completion each running row is
+        done = torch.zeros(Q, G, dtype=torch.bool, device=device)
+        for c in range(max_new_tokens):
+            distribution = self._log_softmax(hidden, temperature or 1.0)  # (Q', R, W)
+            u = noise[c].flatten()[rows]  # (Q', R)
+            token = distribution.argmax(-1) if temperature == 0 else sample_tokens(distribution, u)
+            alive = rows[~done]
+            tokens.view(Q * G, -1)[alive, c] = token[~done]
+            logps.view(Q * G, -1)[alive, c] = distribution.gather(-1, token[..., None]).squeeze(-1)[~done]
+            done = done | torch.isin(token, eos)
+            if bool(done.all()) or c == max_new_tokens - 1:
+                break
+            rows, done, token, next_position = self._retire(cache, rows, done, token, next_position)
+            hidden = self._decode(token, next_position + c, cache)
+        lengths = (tokens != self.tokenizer.pad_token_id).logical_or(logps != 0).any(1).sum(-1).tolist()  # (Q,)
+        return [(tokens[q, :, :n], logps[q, :, :n]) for q, n in enumerate(lengths)]
+
+    def _prefill(self, embeds: list[Tensor], positions: list[Tensor], cache: GroupCache) -> Tensor:
+        """Every prompt once; their keys and values go to the cache. -> (Q, D)."""
+        last = []
+        for pack in pack_by_tokens([e.shape[1] for e in embeds], self.pack_tokens):
+            spans = [(embeds[i].shape[1], 0, 0) for i in pack]
+            row = torch.cat([embeds[i] for i in pack], dim=1)  # (1, L, D)
+            hidden = self._layers(row, torch.cat([positions[i] for i in pack], dim=1), PackedAttention(spans, cache))
+            ends = torch.tensor([P for P, _, _ in spans], device=self.device).cumsum(0) - 1
+            last.append(hidden[0, ends])
+        cache.seal()
+        return torch.cat(last)
+
+    def _decode(self, token: Tensor, position: Tensor, cache: GroupCache) -> Tensor:
+        """One token further: token (Q, R), position (Q,) -> hidden (Q, R, D)."""
+        Q, R = token.shape
+        embeds = self.text.embed_tokens(token.view(Q * R, 1))  # (Q R, 1, D)
+        position = position[:, None].expand(Q, R).reshape(1, Q * R, 1).expand(3, -1, -1)  # text: the same on all three axes
+        hidden = self._layers(embeds, position, cache)
+        cache.t += 1
+        return hidden.view(Q, R, -1)
+
+    def _retire(self, cache: GroupCache, rows: Tensor, done: Tensor, token: Tensor, next_position: Tensor):
+        """Drop questions that are finished, and rows once every question has some to spare; copies only when it pays."""
+        left = (~done).sum(1)  # (Q',)
+        questions, R = torch.nonzero(left).squeeze(1), int(left.max())
+        if len(questions) * R > 0.75 * rows.numel():
+            return rows, done, token, next_position
+        order = done[questions].long().argsort(dim=1, stable=True)[:, :R]  # running rows first; some finished ones fill up
+        cache.keep(questions, order)
+        pick = (questions[:, None], order)
+        return rows[pick], done[pick], token[pick], next_position[questions]
+
+    # --- scoring ---
+
+    def logprobs(self, embeds: Tensor, positions: Tensor, tokens: Tensor, temperature: float,
+                 share_prefix: bool = True) -> Tensor:  # fmt: skip
+        """log p(tokens) of one question: embeds (1, P, D), positions (3, P), tokens (G, C) -> (G, C), differentiable.
+
+        `share_prefix=False` repeats the prompt for every completion, as other code does: same numbers, G times the work.
+        """
+        return self.logprobs_packed([embeds], [positions], [tokens], temperature, share_prefix)[0]
+
+    def logprobs_packed(self, embeds: list[Tensor], positions: list[Tensor], tokens: list[Tensor], temperature: float,
+                        share_prefix: bool = True) -> list[Tensor]:  # fmt: skip
+        """The same for several questions in one pass -> one (G, C) each."""
+        if not share_prefix:
+            embeds = [e for e, t in zip(embeds, tokens) for _ in t]
+            positions = [p for p, t in zip(positions, tokens) for _ in t]
+            groups = [len(t) for t in tokens]
+            alone = self.logprobs_packed(embeds, positions, [row[None] for t in tokens for row in t], temperature)
+            return [torch.cat(alone[sum(groups[:i]) : sum(groups[: i + 1])]) for i in range(len(groups))]
+
+        self.hf.train(torch.is_grad_enabled())  # gradient checkpointing of the library's layers looks at this flag
+        spans, row, where = [], [], []
+        for e, p, t in zip(embeds, positions, tokens):
+            G, C = t.shape
+            fed = t[:, :-1].to(self.device)  # the last token predicts nothing that is needed
+            row += [e, self.text.embed_tokens(fed).reshape(1, G * (C - 1), -1)]
+            own = p.max() + 1 + torch.arange(C - 1, device=p.device)  # (C - 1,): a completion counts on from its prompt
+            where += [p.to(self.device), own.repeat(G).expand(3, -1).to(self.device)]
+            spans.append((e.shape[1], G, C - 1))
+        hidden = self._layers(torch.cat(row, dim=1), torch.cat(where, dim=1), PackedAttention(spans))  # (1, L, D)
+        out = []
+        for (P, G, fed), h, t in zip(spans, hidden[0].split([P + G * fed for P, G, fed in spans]), tokens):
+            first = h[P - 1].expand(G, 1, -1)  # the prompt's last position predicts the first token of all G
+            states = torch.cat([first, h[P:].view(G, fed, -1)], dim=1)  # (G, C, D)
+            out.append(self._token_logps(states, t.to(self.device), temperature))
+        return out
+
+    def _token_logps(self, states: Tensor, tokens: Tensor, temperature: float, rows: int = 4096) -> Tensor:
+        """states (G, C, D), tokens (G, C) -> (G, C). Logits exist for `rows` tokens at a time and are recomputed backward:
+        8 completions of 1,024 tokens over 152,000 words would be 5 GB in float32."""
+
+        def piece(h: Tensor, t: Tensor) -> Tensor:
+            return self._log_softmax(h, temperature).gather(-1, t[:, None]).squeeze(-1)
+
+        pieces = zip(states.flatten(0, 1).split(rows), tokens.flatten().split(rows))
+        if tokens.numel() <= rows:  # small: keep the logits
+            return piece(states.flatten(0, 1), tokens.flatten()).view(tokens.shape)
+        return torch.cat([checkpoint(piece, h, t, use_reentrant=False) for h, t in pieces]).view(tokens.shape)
+
+    # --- shared by sampling and scoring: the same layers, the same softmax ---
+
+    def _layers(self, hidden: Tensor, positions: Tensor, attend) -> Tensor:
+        """hidden (B, S, D), positions (3, S) or (3, B, S) -> (B, S, D)."""
+        positions = positions.to(self.device)
+        positions = positions if positions.dim() == 3 else positions.unsqueeze(1)
+        with self._compute():
+            rope = self.text.rotary_emb(hidden, positions)  # cos, sin: (B, S, d)
+            for layer in self.text.layers:
+                out = layer(hidden, attention_mask=None, position_embeddings=rope, attend=attend)
+                hidden = out if isinstance(out, Tensor) else out[0]  # older releases return a tuple
+            return self.text.norm(hidden)
+
+    def _log_softmax(self, hidden: Tensor, temperature: float) -> Tensor:
+        """hidden (..., D) -> log-probabilities (..., W) in float32, at the temperature, without the banned ids."""
+        with self._compute():
+            logits = self.lm_head(hidden)
+        logits = logits.float() / temperature
+        banned = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
+        banned[self.banned_ids] = True
+        return logits.masked_fill(banned, float("-inf")).log_softmax(-1)
+
+    def _compute(self):
+        return torch.autocast(self.device.type, self.autocast) if self.autocast else nullcontext()
+
+
+def end_token_ids(hf, tokenizer) -> set[int]:
+    """Whatever ends a completion: the tokenizer's end token and those of the checkpoint's generation config."""
+    ids = hf.generation_config.eos_token_id
+    ids = ids if isinstance(ids, (list, tuple)) else [ids]
+    return {int(i) for i in (*ids, tokenizer.eos_token_id) if i is not None}
