@@ -262,6 +262,7 @@ class VideoLM:
         noise = torch.stack(draw, dim=1).to(device)  # (C, Q, G)
         tokens = torch.full((Q, G, max_new_tokens), self.tokenizer.pad_token_id, device=device)
         logps = torch.zeros(Q, G, max_new_tokens, device=device)
+        lengths = torch.zeros(Q, G, dtype=torch.long, device=device)
         eos = torch.tensor(self.eos_ids, device=device)
 
         cache = GroupCache(len(self.text.layers), [p.shape[1] for p in positions], G, max_new_tokens)
@@ -276,14 +277,14 @@ class VideoLM:
             token = distribution.argmax(-1) if temperature == 0 else sample_tokens(distribution, u)
             alive = rows[~done]
             tokens.view(Q * G, -1)[alive, c] = token[~done]
+            lengths.view(-1)[alive] += 1
             logps.view(Q * G, -1)[alive, c] = distribution.gather(-1, token[..., None]).squeeze(-1)[~done]
             done = done | torch.isin(token, eos)
             if bool(done.all()) or c == max_new_tokens - 1:
                 break
             rows, done, token, next_position = self._retire(cache, rows, done, token, next_position)
             hidden = self._decode(token, next_position + c, cache)
-        lengths = (tokens != self.tokenizer.pad_token_id).logical_or(logps != 0).any(1).sum(-1).tolist()  # (Q,)
-        return [(tokens[q, :, :n], logps[q, :, :n]) for q, n in enumerate(lengths)]
+        return [(tokens[q, :, :n], logps[q, :, :n]) for q, n in enumerate(lengths.amax(1).tolist())]
 
     def _prefill(self, embeds: list[Tensor], positions: list[Tensor], cache: GroupCache) -> Tensor:
         """Every prompt once; their keys and values go to the cache. -> (Q, D)."""

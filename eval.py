@@ -1,0 +1,252 @@
+"""Did it work? Completions go in, the numbers of the papers' tables come out, next to what a blind guesser would get.
+
+Every completion is scored by `rewards.score`, the function that training maximises: no second parser, no second IoU.
+A sample that fails in any way (unreadable video, unreadable answer) stays in the denominator with 0. Dropping it, as
+published evaluation scripts do, makes a model look better the more often it breaks.
+
+Read in this order: what one completion is worth (`sample_metrics`), the means (`compute_metrics`), and four answers
+that never look at the video (`blind_baselines`). They are no formality: on VideoChat-R1's 180 tracking sequences,
+copying the start box eight times gets an AO of 42.35, where the paper's models get 41.8 to 43.8.
+
+Left out on purpose: official scripts' own parsers (numbers here are those of one parser for all), metrics that need a
+judge model, and confidence intervals.
+"""
+
+import json
+import math
+from collections import Counter
+
+import numpy as np
+
+import rewards
+
+# The order of the columns. A task that is not in the data has none of its names in the result.
+METRICS = (
+    "grounding/mIoU", "grounding/R@0.3", "grounding/R@0.5", "grounding/R@0.7",
+    "qa/accuracy",
+    "gqa/accuracy", "gqa/mIoU", "gqa/mIoP", "gqa/Acc@GQA",
+    "tracking/AO", "tracking/AO@2-7", "tracking/R@0.5",
+    "classification/accuracy",
+    "parse_failure",
+)
+
+
+# ---- what one completion is worth -----------------------------------------------------------------------------------
+
+
+def sample_metrics(sample: dict, completion: str | None) -> dict[str, float]:
+    """All metrics of one sample, each in [0, 1]; their means over a data set are what is reported.
+
+    None stands for a completion that does not exist, for example because the video cannot be read: it counts 0 in
+    everything and as a parse failure. A sample with a malformed truth raises ValueError (from `rewards`).
+
+    >>> sample = {"id": "a", "task": "grounding", "spans": [[10, 20]]}
+    >>> sample_metrics(sample, "<answer>10 to 15</answer>")  # doctest: +NORMALIZE_WHITESPACE
+    {'grounding/mIoU': 0.5, 'grounding/R@0.3': 1.0, 'grounding/R@0.5': 1.0, 'grounding/R@0.7': 0.0,
+     'parse_failure': 0.0}
+    """
+    completion = completion or ""
+    task = sample["task"]
+    _, parts, reason = rewards.score(sample, completion)
+    metrics = {}
+    if task == "grounding":
+        metrics["mIoU"] = parts["temporal_iou"]
+        for threshold in (0.3, 0.5, 0.7):
+            metrics[f"R@{threshold}"] = reaches(parts["temporal_iou"], threshold)
+    elif task == "gqa":
+        metrics["accuracy"] = parts["accuracy"]
+        metrics["mIoU"] = parts["temporal_iou"]
+        metrics["mIoP"] = longest_window_iop(sample, completion)
+        metrics["Acc@GQA"] = parts["accuracy"] * reaches(metrics["mIoP"], 0.5)
+    elif task == "tracking":
+        metrics["AO"] = parts["box_iou"]
+        metrics["AO@2-7"] = unseen_boxes_overlap(sample, completion)
+        metrics["R@0.5"] = reaches(parts["box_iou"], 0.5)
+    else:  # qa, classification
+        metrics["accuracy"] = parts["accuracy"]
+    named = {f"{task}/{name}": value for name, value in metrics.items()}
+    return named | {"parse_failure": float(reason in rewards.UNREADABLE)}
+
+
+def reaches(value: float, threshold: float) -> float:
+    """1.0 if value >= threshold, else 0.0.
+
+    VideoChat-R1's script uses >= as well (Time-R1's uses >). The tolerance is for decimals: 1.2 to 1.9 against
+    1.2 to 2.2 is 0.7 on paper and 0.6999999999999998 in binary.
+    """
+    return float(value >= threshold - 1e-9)
+
+
+def longest_window_iop(sample: dict, completion: str) -> float:
+    """Intersection over *prediction*: the share of the longest predicted window that lies in one annotated window.
+
+    NExT-GQA's official IoP takes a single prediction. Of several we take the longest as written (the first on a tie)
+    and the annotated window that suits it best. Unlike there, a window of length 0 has IoP 0: a point can be guessed.
+
+    >>> sample = {"id": "a", "task": "gqa", "spans": [[5, 10], [20, 25]]}
+    >>> longest_window_iop(sample, "<glue>[(20, 25), (2, 10)]</glue>")
+    0.625
+    """
+    windows, _ = rewards.read(completion, "glue", rewards.parse_windows)
+    if not windows:
+        return 0.0
+    # Rounded, because 5.3 - 5.1 is longer than 0.3 - 0.1 in binary. max keeps the first of equals.
+    start, end = max(windows, key=lambda window: round(window[1] - window[0], 9))
+    truths = map(sorted, rewards.true_spans(sample))
+    shared = max(min(end, true_end) - max(start, true_start) for true_start, true_end in truths)
+    return rewards.ratio(shared, end - start)
+
+
+def unseen_boxes_overlap(sample: dict, completion: str) -> float:
+    """Mean IoU of boxes 2 to 7, the part of AO that takes eyes.
+
+    Box 0 is given in the prompt and box 1 is one frame later, where the object has hardly moved.
+    """
+    boxes, _ = rewards.read(completion, "answer", rewards.parse_boxes)
+    if boxes is None:
+        return 0.0
+    overlaps = list(map(rewards.box_iou, boxes, rewards.true_boxes(sample)))
+    return sum(overlaps[2:]) / 6
+
+
+# ---- the means ------------------------------------------------------------------------------------------------------
+
+
+def compute_metrics(samples: list[dict], completions: list[str | None]) -> dict[str, float]:
+    """Means over samples of the names in METRICS, and `n`, their number. One completion a sample, None if it failed.
+
+    The tasks may be mixed: a task's metrics are means over its own samples, `parse_failure` and `n` over all.
+    ValueError if the two lists differ in length.
+    """
+    if len(samples) != len(completions):
+        raise ValueError(f"{len(samples)} samples but {len(completions)} completions: one each, None where it failed")
+    values: dict[str, list[float]] = {}
+    for sample, completion in zip(samples, completions):
+        for name, value in sample_metrics(sample, completion).items():
+            values.setdefault(name, []).append(value)
+    return {name: sum(values[name]) / len(values[name]) for name in METRICS if name in values} | {"n": len(samples)}
+
+
+# ---- answers that never look at the video ---------------------------------------------------------------------------
+
+
+def blind_baselines(samples: list[dict]) -> dict[str, dict[str, float]]:
+    """What answers without any video score on these samples: four guessers, each with the names of `compute_metrics`.
+
+    A guesser writes a completion as the model does and is scored as the model is. It answers only the tasks that it has
+    an answer for: the names of the others are absent, and its `n` counts the samples it answered.
+
+        whole_video           grounding, gqa              from 0 to the end
+        best_constant_span    grounding, gqa              the best pair of fractions of the duration, one for each task
+        start_box_copied      tracking                    the box of the prompt, eight times
+        most_frequent_letter  qa, gqa, classification     the commonest answer of each task
+
+    gqa asks for a letter and for windows: all three guessers name the commonest letter, and `most_frequent_letter`
+    gives the whole video as its evidence. Fractions and letters are chosen on the very samples they are scored on,
+    which makes them upper bounds: a blind model that has learnt the best constant from other data gets a little less.
+    """
+    letters = most_frequent_answers(samples)
+    fallback = fallback_length(samples)
+    by_task = {task: [sample for sample in samples if sample["task"] == task] for task in ("grounding", "gqa")}
+    best = {task: best_constant_span(of_task, fallback) for task, of_task in by_task.items()}
+
+    def whole_video(sample: dict) -> str:
+        return write_span(sample, (0.0, 1.0), fallback, letters)
+
+    def constant_span(sample: dict) -> str:
+        return write_span(sample, best[sample["task"]], fallback, letters)
+
+    def start_box(sample: dict) -> str:
+        return write(sample, json.dumps(rewards.true_boxes(sample)[:1] * 8))
+
+    def letter(sample: dict) -> str:
+        return whole_video(sample) if sample["task"] == "gqa" else write(sample, letters[sample["task"]])
+
+    guessers = {
+        "whole_video": (whole_video, ("grounding", "gqa")),
+        "best_constant_span": (constant_span, ("grounding", "gqa")),
+        "start_box_copied": (start_box, ("tracking",)),
+        "most_frequent_letter": (letter, ("qa", "gqa", "classification")),
+    }
+    metrics = {}
+    for name, (guess, tasks) in guessers.items():
+        answered = [sample for sample in samples if sample["task"] in tasks]
+        metrics[name] = compute_metrics(answered, [guess(sample) for sample in answered])
+    return metrics
+
+
+def most_frequent_answers(samples: list[dict]) -> dict[str, str]:
+    """{task: its commonest answer} for the tasks that have answers; the alphabet decides between equals."""
+    truth = {"qa": rewards.true_letter, "gqa": rewards.true_letter, "classification": rewards.true_label}
+    counts: dict[str, Counter] = {}
+    for sample in samples:
+        task = sample["task"]
+        if task in truth:
+            counts.setdefault(task, Counter())[truth[task](sample)] += 1
+    return {task: min(count, key=lambda answer: (-count[answer], answer)) for task, count in counts.items()}
+
+
+def clip_length(sample: dict, fallback: float) -> float:
+    """Seconds of video behind the question, on the clock of `spans`: `start` and `end` cut a part out of the file."""
+    ends = [sample[key] for key in ("end", "duration") if sample.get(key) is not None]
+    return min(ends) - (sample.get("start") or 0.0) if ends else fallback
+
+
+def fallback_length(samples: list[dict]) -> float:
+    """Seconds for samples of unknown length: the mean of the known ones, else the latest annotated end of all samples.
+
+    Not the sample's own latest end, which would hand half of the truth to a guesser that is meant to be blind.
+    """
+    lengths = [clip_length(sample, math.nan) for sample in samples]
+    known = [length for length in lengths if not math.isnan(length)]
+    if known:
+        return sum(known) / len(known)
+    return max((time for sample in samples for span in sample.get("spans") or () for time in span), default=0.0)
+
+
+def best_constant_span(samples: list[dict], fallback: float) -> tuple[float, float]:
+    """The pair of fractions of the length with the highest mean IoU, among all pairs of 0.00, 0.01, ..., 1.00.
+
+    Set IoU, which for one annotated window is the plain IoU. `rewards.spans_iou` would take 5,050 calls a sample, so
+    the search has its own arrays; whatever it finds is scored by `rewards` like any other answer. (0, 1) is the answer
+    where there is nothing to choose.
+    """
+    windows, owners = [], []  # W annotated windows as fractions of the length, and whose they are
+    for number, sample in enumerate(samples):
+        length = clip_length(sample, fallback)
+        if length > 0:
+            merged = rewards.merge(sorted(span) for span in rewards.true_spans(sample))
+            windows += [(start / length, end / length) for start, end in merged]
+            owners += [number] * len(merged)
+    if not windows:
+        return 0.0, 1.0
+    starts, ends = np.array(windows).T[:, :, None]  # (W, 1) each
+    _, first_windows = np.unique(owners, return_index=True)  # (S,), the S samples that have a length
+    truths = np.add.reduceat(ends - starts, first_windows)  # (S, 1) annotated, as a fraction of the length
+
+    grid = np.linspace(0, 1, 101)
+    best, best_iou = (0.0, 1.0), -1.0
+    for number, start in enumerate(grid[:-1]):
+        stops = grid[number + 1:]  # (K,)
+        overlaps = np.maximum(np.minimum(ends, stops) - np.maximum(starts, start), 0.0)  # (W, K)
+        shared = np.add.reduceat(overlaps, first_windows)  # (S, K)
+        ious = (shared / (stops - start + truths - shared)).mean(axis=0)  # (K,)
+        if ious.max() > best_iou:
+            best, best_iou = (float(start), float(stops[ious.argmax()])), ious.max()
+    return best
+
+
+def write_span(sample: dict, fractions: tuple[float, float], fallback: float, letters: dict[str, str]) -> str:
+    """A constant span as a completion; for gqa as the only window, with the commonest letter as the answer."""
+    length = clip_length(sample, fallback)
+    # Microseconds: rounding must not show in a metric, and no exponent may appear.
+    start, end = (f"{fraction * length:.6f}" for fraction in fractions)
+    if sample["task"] == "grounding":
+        return write(sample, f"{start} to {end}")
+    return write(sample, letters["gqa"], f"[({start}, {end})]")
+
+
+def write(sample: dict, answer: str, glue: str | None = None) -> str:
+    """The blocks that the sample's prompt asks for, with nothing thought."""
+    thought = "" if sample.get("think") is False else "<think></think>"
+    return f"{thought}<answer>{answer}</answer>" + ("" if glue is None else f"<glue>{glue}</glue>")

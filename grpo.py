@@ -1,0 +1,275 @@
+"""GRPO as pure functions of tensors: from the rewards of a group to the loss of a step.
+
+Group Relative Policy Optimisation (Shao et al. 2024, arXiv 2402.03300, section 4.1) in ten lines, in the form that
+VideoChat-R1 (arXiv 2504.06958) and Temporal-RLT (arXiv 2506.01908) share:
+
+ 1. Ask one question about one video and sample G completions from the policy at temperature T.
+ 2. Score each of them with rules: r_1 ... r_G. Nothing about the score is learned.
+ 3. Compare siblings only: A_i = (r_i - mean r) / (std r + 1e-4)                     -> `group_advantages`
+ 4. A group whose rewards are all equal has A = 0 everywhere and teaches nothing     -> `live_groups`
+ 5. Every token of completion i up to and including its end token gets A_i           -> `completion_mask`
+ 6. rho = pi(token) / pi_old(token) says how far the policy has moved since sampling.
+ 7. Raise what was better, lower what was worse, and stop pushing once rho has left [1 - low, 1 + high].
+ 8. Pay beta * KL(policy || reference), so that the model does not forget its language -> `kl_penalty`
+ 9. Average over tokens and completions, with one denominator for the whole step       -> `grpo_loss`
+10. Take one optimiser step, throw the completions away, go to 1.
+
+Read it in that order, which is the order of the file. Shapes: Q questions, G completions of one question,
+B = rows scored together (any number of completions, of one question or of several), C tokens of the longest one.
+
+Left out on purpose: the value network and GAE of PPO (the mean of the siblings is the baseline, and one advantage
+serves all tokens of a completion), a learned reward model, KL inside the reward, an entropy bonus (Temporal-R1's code
+adds 1e-3), sequence-level ratios (GSPO), and filtering of overlong completions.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+# A spread of rewards below this is rounding, not a preference. The same number damps the division: without it, seven
+# equal rewards and one that is 1e-9 higher would shout as loudly as seven zeros and a one.
+STD_FLOOR = 1e-4
+
+# exp(20) is 5e8: far beyond any healthy ratio, and still finite in float32 when squared. Without the limit one stale
+# token overflows to inf, and inf * 0 in the backward pass turns the gradient of the whole step into nan.
+MAX_LOG_RATIO = 20.0
+
+
+# ---- from rewards to advantages -------------------------------------------------------------------------------------
+
+
+def group_advantages(rewards: Tensor, scale: str = "group") -> Tensor:
+    """How much better each completion is than its siblings: (Q, G) rewards -> (Q, G) advantages.
+
+    `scale="group"` is A = (r - mean) / (std + 1e-4) with the unbiased std of the group (VideoChat-R1; Temporal-R1's
+    code has 1e-6); `scale="none"` keeps r - mean. A group whose rewards are all equal, and so every group of one,
+    gives exactly 0. ValueError for another `scale`.
+
+    >>> rewards = torch.tensor([[1.0, 0.0, 0.0, 0.0],      # the one good answer is pushed up three times as hard
+    ...                         [1.0, 1.0, 1.0, 0.0],      # the one bad answer is pushed down three times as hard
+    ...                         [0.6, 0.2, 0.2, 0.6],      # a small spread counts as much as a large one ...
+    ...                         [2.0, 2.0, 2.0, 2.0],      # ... but none counts for nothing: all right
+    ...                         [0.0, 0.0, 0.0, 0.0]])     # all wrong
+    >>> group_advantages(rewards)
+    tensor([[ 1.4997, -0.4999, -0.4999, -0.4999],
+            [ 0.4999,  0.4999,  0.4999, -1.4997],
+            [ 0.8657, -0.8657, -0.8657,  0.8657],
+            [ 0.0000,  0.0000,  0.0000,  0.0000],
+            [ 0.0000,  0.0000,  0.0000,  0.0000]])
+    >>> group_advantages(rewards, scale="none")[0]
+    tensor([ 0.7500, -0.2500, -0.2500, -0.2500])
+    """
+    if scale not in ("group", "none"):
+        raise ValueError(f"scale is 'group' or 'none', not {scale!r}")
+    advantages, std = _centre(rewards)
+    if scale == "group":
+        # /std up-weights questions that are almost always right or almost always wrong; Dr. GRPO
+        # (arXiv 2503.20783) drops it, which is scale="none".
+        advantages = advantages / (std + STD_FLOOR)
+    # The mean of G equal numbers need not be that number: float32 leaves advantages of up to 0.005 in a group without
+    # any difference, float64 still 4e-12. Only an explicit 0 is 0.
+    all_equal = rewards.amax(dim=1, keepdim=True) == rewards.amin(dim=1, keepdim=True)  # (Q, 1)
+    return advantages.masked_fill(all_equal, 0.0).to(torch.promote_types(rewards.dtype, torch.float32))
+
+
+def live_groups(rewards: Tensor) -> Tensor:
+    """Which groups teach something: (Q, G) rewards -> (Q,) bool, true where std > 1e-4.
+
+    The other groups have (almost) no policy gradient, so the forward passes for them can be saved.
+
+    >>> live_groups(torch.tensor([[1.0, 0.0, 0.0, 0.0], [2.0, 2.0, 2.0, 2.0], [0.5, 0.5, 0.5, 0.50001]]))
+    tensor([ True, False, False])
+    """
+    _, std = _centre(rewards)
+    return std.squeeze(1) > STD_FLOOR
+
+
+def _centre(rewards: Tensor) -> tuple[Tensor, Tensor]:
+    """(Q, G) rewards -> (Q, G) deviations from the group's mean and (Q, 1) unbiased std, both in float64."""
+    centred = rewards.double()
+    centred = centred - centred.mean(dim=1, keepdim=True)
+    # max(..., 1): one completion has no spread, where Tensor.std would warn and return nan.
+    variance = centred.square().sum(dim=1, keepdim=True) / max(rewards.shape[1] - 1, 1)
+    return centred, variance.sqrt()
+
+
+# ---- which tokens count ---------------------------------------------------------------------------------------------
+
+
+def completion_mask(tokens: Tensor, eos_ids: int | Iterable[int]) -> Tensor:
+    """The tokens that the policy chose: (G, C) ids -> (G, C) bool, true up to and including the first end token.
+
+    Any of `eos_ids` ends a completion. The first one stays in: "stop here" is an action, and a policy that is never
+    rewarded for it stops stopping. A completion without an end token was cut at the length limit and counts whole.
+
+    Positions decide, not values. With pad = eos, as in many tokenizers, a mask `tokens != pad` loses the end token.
+    Where rows of different groups are brought to one width later, pad this mask with False, do not compute it anew:
+    in a padded row without an end token the padding is indistinguishable from text.
+
+    >>> completion_mask(torch.tensor([[5, 6, 2, 2, 2],      # end token 2, then padding with the same id
+    ...                               [5, 6, 7, 8, 9],      # truncated
+    ...                               [3, 2, 6, 0, 0]]),    # the other end token at once; what follows is never read
+    ...                 eos_ids=[2, 3]).int()
+    tensor([[1, 1, 1, 0, 0],
+            [1, 1, 1, 1, 1],
+            [1, 0, 0, 0, 0]], dtype=torch.int32)
+    """
+    ids = [eos_ids] if isinstance(eos_ids, int) else list(eos_ids)
+    is_end = torch.isin(tokens, torch.tensor(ids, dtype=tokens.dtype, device=tokens.device)).long()
+    ends_before = is_end.cumsum(dim=-1) - is_end  # (G, C): end tokens strictly to the left
+    return ends_before == 0
+
+
+# ---- staying close to the reference ---------------------------------------------------------------------------------
+
+
+def kl_penalty(logps: Tensor, ref_logps: Tensor, kind: str = "k3") -> Tensor:
+    """Estimate KL(policy || reference) for each sampled token, in nats, of the same shape as `logps`.
+
+    With d = ref - logp (Schulman, "Approximating KL Divergence", 2020):
+
+        k1 = -d                unbiased, but half of its values are negative: noisy
+        k2 = d^2 / 2           never negative, low variance, biased
+        k3 = exp(d) - d - 1    never negative and unbiased: what both methods use
+
+    Tokens must come from the policy for any of this to estimate the KL. ValueError for another `kind`.
+
+    >>> logps, ref_logps = torch.tensor([-1.0, -2.0, -1.0]), torch.tensor([-2.0, -1.0, -1.0])
+    >>> kl_penalty(logps, ref_logps, "k1")
+    tensor([ 1., -1.,  0.])
+    >>> kl_penalty(logps, ref_logps, "k2")
+    tensor([0.5000, 0.5000, 0.0000])
+    >>> kl_penalty(logps, ref_logps, "k3")
+    tensor([0.3679, 0.7183, 0.0000])
+    """
+    d = ref_logps - logps
+    if kind == "k1":
+        return logps - ref_logps
+    if kind == "k2":
+        return d.square() / 2
+    if kind == "k3":
+        # expm1, not exp(d) - 1: near the reference k3 is d^2 / 2, and float32 rounds all of it away for |d| < 3e-4.
+        # The price of the limit: where d > 20 only the linear term has a gradient, and it points the wrong way.
+        # Such a token would be sampled once in 5e8 times.
+        return torch.expm1(d.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)) - d
+    raise ValueError(f"kind is 'k1', 'k2' or 'k3', not {kind!r}")
+
+
+# ---- the loss -------------------------------------------------------------------------------------------------------
+
+
+def grpo_loss(
+    logps: Tensor,
+    old_logps: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    ref_logps: Tensor | None = None,
+    beta: float,
+    clip_low: float,
+    clip_high: float,
+    norm: str = "sequence",
+    denominator: float | Tensor | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The clipped policy-gradient loss with a KL penalty (arXiv 2402.03300, equation 3): a scalar to minimise, stats.
+
+        loss per token = -min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A) + beta * k3,  rho = exp(logp - old_logp)
+
+    `logps`, `old_logps`, `ref_logps`: (B, C) log-probabilities of the sampled tokens under the policy, the policy that
+    sampled them and the reference; only `logps` gets a gradient. `advantages`: (B,), one a row. `mask`: (B, C) bool;
+    what stands where it is false, nan and inf included, changes neither the value nor the gradient.
+
+    `norm="sequence"`: mean over the tokens of a completion, then over completions (VideoChat-R1): each completion has
+    the same weight, so a token of a short one has more. `norm="token"`: one mean over all tokens (Temporal-RLT).
+    `denominator` replaces that last count, of completions or of tokens: pass the count of the whole step, over all
+    micro-batches and ranks, and sum the losses and gradients. A row without tokens adds 0, and counts as a completion.
+
+    Stats are sums over tokens, for the same reason: see `mean_stats`. ValueError for shapes that do not fit, for an
+    unknown `norm`, and for beta > 0 without a reference.
+
+    One token, sampled with probability 0.4 and now at 0.6, so rho = 1.5. In a good answer it has had its share: the
+    clip at 1 + 0.2 leaves no gradient. In a bad answer nothing holds the policy back from undoing the move.
+
+    >>> logps, old_logps = torch.tensor([[0.6]]).log().requires_grad_(), torch.tensor([[0.4]]).log()
+    >>> settings = dict(mask=torch.tensor([[True]]), beta=0.0, clip_low=0.2, clip_high=0.2)
+    >>> for advantage in (1.0, -1.0):
+    ...     loss, _ = grpo_loss(logps, old_logps, torch.tensor([advantage]), **settings)
+    ...     print(f"A = {advantage:+}: loss {loss:+.2f}, gradient {torch.autograd.grad(loss, logps)[0].item():+.2f}")
+    A = +1.0: loss -1.20, gradient +0.00
+    A = -1.0: loss +1.50, gradient +1.50
+    """
+    _check_loss_inputs(logps, old_logps, advantages, mask, ref_logps, beta, norm)
+    mask = mask.bool()
+    # Select before exp, not after: nan * 0 is nan, and so is the gradient of a branch that was never used.
+    log_ratio = torch.where(mask, logps - old_logps.detach(), 0.0)  # (B, C)
+    ratio = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+    gain = ratio * advantages[:, None]  # (B, C)
+    clipped_gain = ratio.clamp(1 - clip_low, 1 + clip_high) * advantages[:, None]
+    # min, not the clipped gain alone: the limit holds only for moves that the advantage asked for.
+    token_loss = -torch.minimum(gain, clipped_gain)
+
+    kl = torch.zeros_like(token_loss)
+    if ref_logps is not None:
+        # Equal at masked positions, so d, k3 and its gradient are 0 there.
+        kl = kl_penalty(torch.where(mask, logps, 0.0), torch.where(mask, ref_logps.detach(), 0.0), "k3")
+        token_loss = token_loss + beta * kl
+    token_loss = torch.where(mask, token_loss, 0.0)
+
+    lengths = mask.sum(dim=1)  # (B,)
+    if norm == "sequence":
+        total, count = (token_loss.sum(dim=1) / lengths.clamp(min=1)).sum(), max(len(mask), 1)
+    else:
+        total, count = token_loss.sum(), lengths.sum().clamp(min=1)
+    loss = total / (count if denominator is None else denominator)
+    return loss, _sum_stats(ratio.detach(), clipped_gain < gain, kl.detach(), mask)
+
+
+def _check_loss_inputs(logps, old_logps, advantages, mask, ref_logps, beta, norm) -> None:
+    """Refuse what broadcasting would swallow: (Q, G) advantages against (B, C) log-probabilities give a number too."""
+    if norm not in ("sequence", "token"):
+        raise ValueError(f"norm is 'sequence' or 'token', not {norm!r}")
+    if beta > 0 and ref_logps is None:
+        raise ValueError(f"beta = {beta} needs ref_logps; pass beta=0 to train without a reference")
+    for name, tensor in [("old_logps", old_logps), ("mask", mask), ("ref_logps", ref_logps)]:
+        if tensor is not None and tensor.shape != logps.shape:
+            raise ValueError(f"{name} is {tuple(tensor.shape)}, logps is {tuple(logps.shape)}: both are (B, C)")
+    if advantages.shape != logps.shape[:1]:
+        raise ValueError(f"advantages is {tuple(advantages.shape)}, not ({len(logps)},): one a row, (Q, G) flattened")
+
+
+def _sum_stats(ratio: Tensor, clipped: Tensor, kl: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """Add up (B, C) tensors over the tokens of `mask`; everything stays on the device, nothing waits for the GPU."""
+    ratio = torch.where(mask, ratio, 0.0)
+    return {
+        "tokens": mask.sum(),
+        "kl_sum": kl.sum(),
+        "ratio_sum": ratio.sum(),
+        "clipped_tokens": clipped.sum(),
+        # The 0 keeps a micro-batch without rows legal.
+        "ratio_max": torch.cat([ratio.flatten(), ratio.new_zeros(1)]).max(),
+    }
+
+
+def mean_stats(parts: list[dict[str, Tensor]]) -> dict[str, float]:
+    """What to log for a step, from the stats of all its micro-batches (and ranks): means over tokens, never of means.
+
+    `kl`: nats per token. `clip_fraction`: share of tokens whose policy gradient the clip has cut to 0. On the first
+    update after sampling it is 0 by construction, and `ratio_mean` and `ratio_max` are 1.
+
+    >>> short = dict(tokens=2, kl_sum=0.5, ratio_sum=2.0, clipped_tokens=0, ratio_max=1.0)
+    >>> long = dict(tokens=6, kl_sum=1.5, ratio_sum=9.0, clipped_tokens=3, ratio_max=1.9)
+    >>> mean_stats([short, long])
+    {'kl': 0.25, 'clip_fraction': 0.375, 'ratio_mean': 1.375, 'ratio_max': 1.9}
+    """
+
+    def total(name: str) -> float:
+        return sum(float(part[name]) for part in parts)
+
+    tokens = max(total("tokens"), 1.0)
+    return {
+        "kl": total("kl_sum") / tokens,
+        "clip_fraction": total("clipped_tokens") / tokens,
+        "ratio_mean": total("ratio_sum") / tokens,
+        "ratio_max": max((float(part["ratio_max"]) for part in parts), default=0.0),
+    }

@@ -1,0 +1,521 @@
+"""What the reported numbers must be, counted by hand or by plain Python that shares no code with the metrics."""
+
+import doctest
+import json
+import random
+from itertools import combinations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import eval as evaluation
+from eval import METRICS, best_constant_span, blind_baselines, compute_metrics
+from rewards import score
+
+OPTIONS = ["share it", "approach a lady", "unwrap it", "play", "gesture"]
+BOX = [0.0, 0.0, 0.4, 0.5]
+
+
+def grounding(span, **extra):
+    return {"id": "g", "task": "grounding", "question": "it falls", "spans": [span], **extra}
+
+
+def gqa(answer, spans, **extra):
+    return {"id": "q", "task": "gqa", "question": "why?", "options": OPTIONS, "answer": answer, "spans": spans, **extra}
+
+
+def qa(answer, **extra):
+    return {"id": "m", "task": "qa", "question": "why?", "options": OPTIONS, "answer": answer, **extra}
+
+
+def tracking(boxes, **extra):
+    return {"id": "t", "task": "tracking", "question": "sloth", "boxes": boxes, **extra}
+
+
+def quality(answer):
+    labels = ["low quality", "high quality"]
+    return {"id": "c", "task": "classification", "question": "how good?", "options": labels, "answer": answer}
+
+
+def says(answer, glue=None):
+    return f"<think>so</think><answer>{answer}</answer>" + (f"<glue>{glue}</glue>" if glue is not None else "")
+
+
+def slid(box, share):
+    """The box moved right by a share of its width: IoU (1 - share) / (1 + share) with where it was."""
+    step = share * (box[2] - box[0])
+    return [box[0] + step, box[1], box[2] + step, box[3]]
+
+
+# ---- independent measures -------------------------------------------------------------------------------------------
+
+
+def seconds_shared_and_covered(spans, others):
+    """Length of the intersection and of the union of two sets of windows, summed over the pieces between endpoints."""
+    points = sorted({time for span in [*spans, *others] for time in span})
+    shared = covered = 0.0
+    for low, high in zip(points, points[1:]):
+        inside = [any(min(span) <= low and high <= max(span) for span in group) for group in (spans, others)]
+        shared += (high - low) * all(inside)
+        covered += (high - low) * any(inside)
+    return shared, covered
+
+
+def set_iou(spans, others):
+    shared, covered = seconds_shared_and_covered(spans, others)
+    return shared / covered if covered else 0.0
+
+
+# ---- grounding ------------------------------------------------------------------------------------------------------
+
+
+def test_the_examples_in_the_docstrings_are_true():
+    results = doctest.testmod(evaluation)
+    assert results.failed == 0 and results.attempted >= 4
+
+
+def test_a_miniature_of_charades_counted_by_hand():
+    """All kinds of answers at once, so that a wrong denominator or a dropped sample cannot cancel out."""
+    samples = [
+        grounding([24.3, 30.4], duration=30.96),
+        grounding([0.0, 6.9], duration=33.75),
+        grounding([10.0, 20.0], duration=25.0),
+        grounding([20.9, 12.0], duration=31.0),  # reversed in the annotation, as four of Charades-STA are
+        grounding([5.0, 15.0], duration=20.0),
+        grounding([2.0, 4.0], duration=9.0),
+    ]
+    completions = [
+        says("20.00 to 30.00"),  # 5.7 / 10.4 = 0.548
+        says("0.00 to 10.00"),  # 6.9 / 10 = 0.69
+        says('{"start_time": "12.0", "end_time": "18.0"}'),  # 0.6
+        says("12 to 20.9"),  # 1, because the truth is sorted
+        says("15 to 5"),  # reversed: 0, and nothing that can be read
+        None,  # the video could not be decoded
+    ]
+    metrics = compute_metrics(samples, completions)
+    assert metrics == pytest.approx({
+        "grounding/mIoU": (5.7 / 10.4 + 0.69 + 0.6 + 1) / 6,
+        "grounding/R@0.3": 4 / 6,
+        "grounding/R@0.5": 4 / 6,
+        "grounding/R@0.7": 1 / 6,
+        "parse_failure": 2 / 6,
+        "n": 6,
+    })
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7])
+def test_an_iou_on_the_threshold_counts(threshold):
+    """Time-R1 counts > and VideoChat-R1 >=: on whole seconds that moves R@0.5 by several points."""
+    end = 10 * threshold
+    metrics = compute_metrics([grounding([0, 10])] * 2, [says(f"0 to {end:.2f}"), says(f"0 to {end - 0.01:.2f}")])
+    assert metrics[f"grounding/R@{threshold}"] == 0.5
+
+
+def test_a_threshold_met_in_decimals_is_met():
+    """1.2 to 1.9 in 1.2 to 2.2 is 0.7, but 0.6999999999999998 in binary; so are 40 % of such borderline cases."""
+    starts = [tenth / 10 for tenth in range(200)]
+    samples = [grounding([start, round(start + 1.0, 1)]) for start in starts]
+    for part in (0.3, 0.5, 0.7):
+        completions = [says(f"{start:.2f} to {start + part:.2f}") for start in starts]
+        assert compute_metrics(samples, completions)[f"grounding/R@{part}"] == 1.0
+
+
+# ---- grounded questions ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "glue, spans, miou, miop",
+    [
+        ("[(5, 10), (20, 25)]", [[5, 10], [20, 25]], 1.0, 1.0),
+        ("[(0, 30)]", [[5, 10], [20, 25]], 10 / 30, 5 / 30),  # one annotated window, not both together
+        ("[(20, 25), (2, 10)]", [[5, 10], [20, 25]], 10 / 13, 5 / 8),  # the longest, though the other would be better
+        ("[(0, 4), (6, 10)]", [[6, 10]], 4 / 8, 0.0),  # equally long: the first
+        ("[(0.1, 0.3), (5.1, 5.3)]", [[5, 6]], 0.2 / 1.2, 0.0),  # equal in decimals, the second longer in binary
+        ("[(0, 3), (3, 6), (7, 11)]", [[7, 11]], 4 / 10, 1.0),  # as written: 0-3-6 is not one window of 6
+        ("[(4, 6)]", [[5, 9]], 1 / 5, 0.5),
+        ("[(7, 7)]", [[5, 9]], 0.0, 0.0),  # a point inside would be 1 in the official script
+        ("[(5, 6)]", [[9, 5]], 1 / 4, 1.0),  # annotated backwards
+        ("[(20, 30)]", [[5, 9]], 0.0, 0.0),
+        ("[]", [[5, 9]], 0.0, 0.0),
+    ],
+)
+def test_windows_of_a_grounded_answer(glue, spans, miou, miop):
+    """mIoU is over sets of windows; mIoP over one window on either side."""
+    metrics = compute_metrics([gqa("C", spans)], [says("C", glue)])
+    assert metrics == pytest.approx({
+        "gqa/accuracy": 1.0,
+        "gqa/mIoU": miou,
+        "gqa/mIoP": miop,
+        "gqa/Acc@GQA": float(miop >= 0.5),
+        "parse_failure": 0.0,
+        "n": 1,
+    })
+
+
+def test_acc_at_gqa_needs_letter_and_window_of_the_same_sample():
+    """The product of two means (here 0.5 * 0.5) is not the share of samples that have both."""
+    samples = [gqa("C", [[5, 10]])] * 4
+    right, beside = "[(5, 10)]", "[(11, 19)]"
+    both_or_none = [says("C", right), says("C", right), says("A", beside), says("A", beside)]
+    never_both = [says("C", beside), says("C", beside), says("A", right), says("A", right)]
+    for completions, expected in [(both_or_none, 0.5), (never_both, 0.0)]:
+        metrics = compute_metrics(samples, completions)
+        assert metrics["gqa/Acc@GQA"] == expected
+        assert metrics["gqa/accuracy"] == metrics["gqa/mIoP"] == 0.5
+
+
+def test_iop_of_one_half_in_decimals_counts():
+    """0.4 to 1.4 lies half in 0.9 to 20, but only by 0.49999999999999994 in binary."""
+    starts = [tenth / 10 for tenth in range(100)]
+    samples = [gqa("C", [[round(start + 0.5, 1), start + 20]]) for start in starts]
+    completions = [says("C", f"[({start:.1f}, {start + 1:.1f})]") for start in starts]
+    assert compute_metrics(samples, completions)["gqa/Acc@GQA"] == 1.0
+
+
+def test_an_unreadable_glue_costs_the_windows_but_not_the_letter():
+    """A published script reuses the previous sample's IoU here; another drops the sample."""
+    samples = [gqa("C", [[5, 10]])] * 3
+    completions = [says("C", "[(5, 10)]"), says("C", "from 5 to 10"), says("C", "[(10, 5)]")]
+    assert compute_metrics(samples, completions) == pytest.approx({
+        "gqa/accuracy": 1.0,
+        "gqa/mIoU": 1 / 3,
+        "gqa/mIoP": 1 / 3,
+        "gqa/Acc@GQA": 1 / 3,
+        "parse_failure": 2 / 3,
+        "n": 3,
+    })
+
+
+# ---- tracking, choices, labels --------------------------------------------------------------------------------------
+
+
+def test_tracking_counted_by_hand():
+    """Boxes 0 and 1 are as good as given: AO@2-7 must not see them, AO must."""
+    truth = [BOX] * 8
+    half = slid(BOX, 1 / 3)  # IoU 0.5
+    far = [0.8, 0.8, 0.9, 0.9]
+    answers = [
+        truth,  # 1 and 1
+        [BOX, BOX] + [far] * 6,  # 2 / 8 and 0
+        [far, far] + [half] * 6,  # 3 / 8 and 0.5
+        [BOX] * 5 + [far, half, [0.4, 0.0, 0.0, 0.5]],  # 5.5 / 8 and 3.5 / 6: swapped corners are no box
+    ]
+    completions = [says(json.dumps(boxes)) for boxes in answers] + [says(json.dumps(truth[:7]))]  # seven boxes: none
+    assert compute_metrics([tracking(truth)] * 5, completions) == pytest.approx({
+        "tracking/AO": (8 + 2 + 3 + 5.5) / 8 / 5,
+        "tracking/AO@2-7": (6 + 0 + 3 + 3.5) / 6 / 5,
+        "tracking/R@0.5": 2 / 5,
+        "parse_failure": 1 / 5,
+        "n": 5,
+    })
+
+
+def test_a_sequence_of_which_half_is_right_counts_for_r_at_one_half():
+    """R@0.5 is over sequences, on their mean: 4 of 8 boxes right is 0.5 and counts."""
+    answer = [BOX] * 4 + [[0.8, 0.8, 0.9, 0.9]] * 4
+    assert compute_metrics([tracking([BOX] * 8)], [says(json.dumps(answer))])["tracking/R@0.5"] == 1.0
+
+
+def test_letters_and_labels():
+    samples = [qa("C"), qa("C"), qa("C"), quality("high quality"), quality("high quality")]
+    completions = [says("(C) unwrap it"), says("Answer: A"), says("Dancing"), says(" High Quality\n"), says("high")]
+    assert compute_metrics(samples, completions) == pytest.approx({
+        "qa/accuracy": 1 / 3,
+        "classification/accuracy": 1 / 2,
+        "parse_failure": 1 / 5,  # "Dancing" names no letter; A and "high" are answers, if wrong ones
+        "n": 5,
+    })
+
+
+# ---- denominators and failures --------------------------------------------------------------------------------------
+
+ONE_OF_EACH = [
+    (grounding([5, 9]), says("5 to 9")),
+    (qa("C"), says("C")),
+    (gqa("C", [[5, 9]]), says("C", "[(5, 9)]")),
+    (tracking([BOX] * 8), says(json.dumps([BOX] * 8))),
+    (quality("low quality"), says("low quality")),
+]
+
+
+def test_each_task_has_its_own_denominator():
+    """A mean over all samples would halve a task's score when another task joins the file."""
+    samples, completions = zip(*ONE_OF_EACH, *ONE_OF_EACH[:1])
+    metrics = compute_metrics(list(samples), list(completions))
+    assert metrics == {name: 1.0 for name in METRICS} | {"parse_failure": 0.0, "n": 6}
+    assert list(metrics) == [*METRICS, "n"]
+
+
+@pytest.mark.parametrize("sample, completion", ONE_OF_EACH)
+def test_a_missing_completion_counts_zero_in_everything(sample, completion):
+    """Dropping samples that raise makes a model look better the more often it breaks."""
+    perfect = compute_metrics([sample], [completion])
+    for failed in (None, ""):
+        metrics = compute_metrics([sample, sample], [completion, failed])
+        assert metrics == {name: value / 2 for name, value in perfect.items()} | {"parse_failure": 0.5, "n": 2}
+
+
+@pytest.mark.parametrize("sample, completion", ONE_OF_EACH)
+def test_a_task_that_is_not_in_the_data_has_no_names(sample, completion):
+    """accuracy 0 for a task without samples would read as a result."""
+    names = set(compute_metrics([sample], [completion])) - {"parse_failure", "n"}
+    assert names == {name for name in METRICS if name.startswith(sample["task"] + "/")}
+
+
+def test_no_samples_are_no_numbers():
+    assert compute_metrics([], []) == {"n": 0}
+
+
+@pytest.mark.parametrize(
+    "sample, completion, fails",
+    [
+        (grounding([5, 9]), says("50 to 90"), 0),  # readable and wrong
+        (grounding([5, 9]), "<answer>5 to 9</answer>", 0),  # no thought
+        (grounding([5, 9]), "well, " + says("5 to 9") + " I think", 0),  # no format, but an answer
+        (grounding([5, 9]), says("5 to 5"), 0),  # a point is an interval
+        (grounding([5, 9]), says("9 to 5"), 1),
+        (grounding([5, 9]), says("at noon"), 1),
+        (grounding([5, 9]), "<think>so</think><answer>5 to 9", 1),  # never closed
+        (qa("C"), says("A"), 0),
+        (qa("C"), says("A or C"), 1),
+        (gqa("C", [[5, 9]]), says("A", "[(50, 90)]"), 0),
+        (gqa("C", [[5, 9]]), says("A", "[]"), 0),
+        (gqa("C", [[5, 9]]), says("C"), 1),  # no glue at all
+        (gqa("C", [[5, 9]]), says("nobody", "[(5, 9)]"), 1),
+        (tracking([BOX] * 8), says(json.dumps([[0.6, 0.6, 0.7, 0.7]] * 8)), 0),
+        (tracking([BOX] * 8), says("[[0.1, 0.2]]"), 1),
+        (quality("low quality"), says("awful"), 0),
+        (quality("low quality"), says(" "), 1),
+    ],
+)
+def test_a_parse_failure_is_an_answer_that_cannot_be_read(sample, completion, fails):
+    """Counting wrong answers as unreadable, or the reverse, hides which of the two a prompt must fix."""
+    assert compute_metrics([sample], [completion])["parse_failure"] == fails
+
+
+def test_a_completion_for_each_sample_is_required():
+    """zip would silently score the first ten of a hundred samples."""
+    with pytest.raises(ValueError, match="2 samples but 1 completions"):
+        compute_metrics([qa("A"), qa("B")], [says("A")])
+
+
+def test_a_malformed_truth_is_an_error_and_no_zero():
+    with pytest.raises(ValueError, match="spans"):
+        compute_metrics([{"id": "g", "task": "grounding", "spans": []}], [says("1 to 2")])
+
+
+NONSENSE = st.text(max_size=60) | st.text("0123456789.,-()[] toC<>/answerglue", max_size=80)
+
+
+@settings(max_examples=150, deadline=None)
+@given(NONSENSE, NONSENSE)
+def test_whatever_is_answered_the_names_stay_and_the_values_are_in_range(answer, glue):
+    """One missing name in one line makes a mean over fewer samples than its neighbours."""
+    for sample, perfect in ONE_OF_EACH:
+        metrics = compute_metrics([sample], [says(answer, glue)])
+        assert set(metrics) == set(compute_metrics([sample], [perfect]))
+        assert all(0 <= metrics[name] <= 1 for name in metrics)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 9)), max_size=4),
+       st.lists(st.tuples(st.integers(0, 20), st.integers(1, 9)), min_size=1, max_size=3))
+def test_window_metrics_match_a_count_of_pieces(predicted, annotated):
+    """The same two numbers from the definitions: split time at every endpoint and add up the pieces."""
+    predicted, annotated = ([(start, start + length) for start, length in pairs] for pairs in (predicted, annotated))
+    metrics = compute_metrics([gqa("B", [list(span) for span in annotated])], [says("B", predicted)])
+    assert metrics["gqa/mIoU"] == pytest.approx(set_iou(predicted, annotated), abs=1e-9)
+    longest, iop = None, 0.0
+    for start, end in predicted:
+        if longest is None or end - start > longest[1] - longest[0]:
+            longest = (start, end)
+    if longest and longest[1] > longest[0]:
+        shared = [seconds_shared_and_covered([longest], [truth])[0] for truth in annotated]
+        iop = max(shared) / (longest[1] - longest[0])
+    assert metrics["gqa/mIoP"] == pytest.approx(iop, abs=1e-9)
+    assert metrics["gqa/Acc@GQA"] == float(iop >= 0.5)
+
+
+# ---- blind baselines ------------------------------------------------------------------------------------------------
+
+
+def random_samples(seed, timed=12):
+    """A mixed file; some annotations end after the video; gqa has one window or two, overlapping or apart."""
+    rng = random.Random(seed)
+    samples = []
+    for number in range(timed):
+        duration = round(rng.uniform(8, 90), 2)
+        cuts = sorted(round(rng.uniform(0, 1.04 * duration), 1) for _ in range(4))
+        samples.append(grounding(cuts[1:3] if number else cuts[2:0:-1], duration=duration))
+        spans = [[cuts[:3], cuts[1:]], [cuts[:2], cuts[2:]], [cuts[1:3]]][number % 3]
+        spans = [[span[0], span[-1]] for span in spans]
+        samples.append(gqa(rng.choice("ABBCDE"), spans, duration=duration))
+        samples.append(qa(rng.choice("ACDDE")))
+        samples.append(quality(rng.choice(["low quality", "high quality", "high quality"])))
+        samples.append(tracking([slid(BOX, share / 10) for share in range(rng.randint(0, 3), 11)][:8]))
+    return samples
+
+
+def windows_of(samples, task):
+    return [(s["spans"], s["duration"]) for s in samples if s["task"] == task]
+
+
+def constant_mean(windows, first, last):
+    return sum(set_iou([(first * t, last * t)], spans) for spans, t in windows) / len(windows)
+
+
+def share_of_the_commonest(samples, task):
+    answers = [s["answer"] for s in samples if s["task"] == task]
+    return max(answers.count(answer) for answer in answers) / len(answers)
+
+
+def test_whole_video_answers_from_zero_to_the_end():
+    samples = random_samples(0)
+    metrics = blind_baselines(samples)["whole_video"]
+    for task in ("grounding", "gqa"):
+        assert metrics[f"{task}/mIoU"] == pytest.approx(constant_mean(windows_of(samples, task), 0, 1), abs=1e-6)
+    ious = [set_iou([(0, t)], spans) for spans, t in windows_of(samples, "grounding")]
+    for threshold in (0.3, 0.5, 0.7):
+        assert metrics[f"grounding/R@{threshold}"] == sum(iou >= threshold for iou in ious) / len(ious)
+    assert metrics["parse_failure"] == 0 and metrics["n"] == 24
+    assert not any(name.startswith(("qa", "tracking", "classification")) for name in metrics)
+
+
+def test_the_best_constant_span_is_the_best_of_all_pairs_on_the_grid():
+    """One pair for both tasks, or a search on anything but the set IoU, gives a baseline that is too easy to beat."""
+    samples = random_samples(1, timed=3)
+    found = blind_baselines(samples)["best_constant_span"]
+    for task in ("grounding", "gqa"):
+        windows = windows_of(samples, task)
+        pairs = list(combinations([step / 100 for step in range(101)], 2))
+        best = max(constant_mean(windows, *pair) for pair in pairs)
+        assert len(pairs) == 5050
+        assert found[f"{task}/mIoU"] == pytest.approx(best, abs=1e-6)
+
+
+def test_the_search_names_the_pair():
+    """Events in the second quarter of every video, whatever its length."""
+    samples = [grounding([0.25 * t, 0.5 * t], duration=t) for t in (8.0, 30.96, 120.0)]
+    samples.append(grounding([20.0, 10.0], duration=40.0))  # reversed in the annotation
+    assert best_constant_span(samples, fallback=0.0) == (0.25, 0.5)
+    assert blind_baselines(samples)["best_constant_span"]["grounding/mIoU"] == pytest.approx(1.0, abs=1e-6)
+
+
+def test_a_window_annotated_three_times_counts_once_in_the_search():
+    """Without merging, the first sample alone would outvote the two others."""
+    samples = [gqa("A", [[0, 3]] * 3, duration=10), gqa("A", [[5, 10]], duration=10), gqa("B", [[5, 10]], duration=10)]
+    assert best_constant_span(samples, fallback=0.0) == (0.5, 1.0)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_best_constant_is_at_least_the_whole_video(seed):
+    baselines = blind_baselines(random_samples(seed))
+    for task in ("grounding", "gqa"):
+        whole, best = (baselines[name][f"{task}/mIoU"] for name in ("whole_video", "best_constant_span"))
+        assert best >= whole > 0
+
+
+def test_the_whole_video_can_be_the_best_constant():
+    samples = [grounding([0, 30], duration=30), gqa("A", [[0, 5], [5, 12]], duration=12)]
+    baselines = blind_baselines(samples)
+    assert baselines["best_constant_span"] == baselines["whole_video"]
+    assert baselines["whole_video"]["grounding/mIoU"] == baselines["whole_video"]["gqa/mIoU"] == 1.0
+
+
+def test_grounded_baselines_name_the_commonest_letter_too():
+    """Acc@GQA of a blind guesser: the letter is B, and the window lies half in the annotation, once with a B."""
+    samples = [
+        gqa("B", [[0, 5]], duration=10),  # whole video: IoP 0.5
+        gqa("B", [[0, 4]], duration=10),  # 0.4
+        gqa("C", [[0, 8]], duration=10),  # 0.8, but C
+        gqa("A", [[9, 10]], duration=10),
+    ]
+    baselines = blind_baselines(samples)
+    for name in ("whole_video", "most_frequent_letter"):
+        assert baselines[name] == pytest.approx({
+            "gqa/accuracy": 0.5,
+            "gqa/mIoU": (0.5 + 0.4 + 0.8 + 0.1) / 4,
+            "gqa/mIoP": (0.5 + 0.4 + 0.8 + 0.1) / 4,
+            "gqa/Acc@GQA": 0.25,
+            "parse_failure": 0.0,
+            "n": 4,
+        })
+    assert baselines["best_constant_span"]["gqa/accuracy"] == 0.5
+    assert baselines["best_constant_span"]["gqa/Acc@GQA"] == 0.5  # 0 to 0.5: both B samples now reach IoP 0.5
+
+
+def test_the_start_box_copied_eight_times():
+    """Box 0 is free and box 1 nearly: the copy must be visible next to any tracking result."""
+    boxes = [slid(BOX, share) for share in (0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2)]
+    metrics = blind_baselines([tracking(boxes), *random_samples(2)[:4]])["start_box_copied"]
+    unseen = [0.8 / 1.2, 0.6 / 1.4, 0.4 / 1.6, 0.2 / 1.8, 0, 0]
+    assert metrics == pytest.approx({
+        "tracking/AO": (1 + 0.9 / 1.1 + sum(unseen)) / 8,
+        "tracking/AO@2-7": sum(unseen) / 6,
+        "tracking/R@0.5": 0.0,
+        "parse_failure": 0.0,
+        "n": 1,
+    })
+
+
+def test_the_most_frequent_answer_is_counted_for_each_task():
+    """One count over all tasks would let the letters of gqa decide about qa."""
+    samples = random_samples(3)
+    metrics = blind_baselines(samples)["most_frequent_letter"]
+    for task in ("qa", "gqa", "classification"):
+        assert metrics[f"{task}/accuracy"] == pytest.approx(share_of_the_commonest(samples, task))
+    assert metrics["n"] == 36 and metrics["parse_failure"] == 0
+
+
+def test_equally_frequent_answers_are_decided_by_the_alphabet():
+    """The order of the file must not change the baseline: here A and B are equally common."""
+    samples = [gqa("B", [[0, 1]], duration=10), gqa("A", [[0, 9]], duration=10)]
+    for order in (samples, samples[::-1]):
+        assert blind_baselines(order)["whole_video"]["gqa/Acc@GQA"] == 0.5  # with B it would be 0
+
+
+def test_unknown_durations_take_the_mean_of_the_known_ones():
+    """The sample's own last second would tell a blind guesser half of the truth."""
+    samples = [grounding([0, 10], duration=20), grounding([0, 30], duration=40), grounding([0, 15])]
+    metrics = blind_baselines(samples)["whole_video"]
+    assert metrics["grounding/mIoU"] == pytest.approx((10 / 20 + 30 / 40 + 15 / 30) / 3)
+
+
+def test_without_any_duration_the_latest_annotated_second_stands_in():
+    samples = [grounding([0, 10]), grounding([30, 40])]
+    assert blind_baselines(samples)["whole_video"]["grounding/mIoU"] == pytest.approx(10 / 40)
+
+
+def test_a_part_of_a_file_is_as_long_as_the_part():
+    """Times count from `start`, so the video that is shown ends at `end` - `start`, not at the file's duration."""
+    samples = [
+        grounding([0, 10], start=20.0, end=40.0, duration=100.0),  # 20 s
+        grounding([0, 10], start=60.0, duration=100.0),  # 40 s
+        grounding([0, 10], end=50.0),  # 50 s
+        grounding([0, 10], start=60.0, end=120.0, duration=100.0),  # the file ends first: 40 s
+    ]
+    whole = blind_baselines(samples)["whole_video"]["grounding/mIoU"]
+    assert whole == pytest.approx((10 / 20 + 10 / 40 + 10 / 50 + 10 / 40) / 4)
+
+
+def test_a_video_of_no_length_does_not_stop_the_search():
+    samples = [grounding([0, 1], duration=0), grounding([4, 8], duration=8)]
+    baselines = blind_baselines(samples)
+    assert baselines["whole_video"]["grounding/mIoU"] == pytest.approx(0.25)
+    assert baselines["best_constant_span"]["grounding/mIoU"] == pytest.approx(0.5)
+
+
+def test_baselines_of_an_empty_file_are_empty():
+    assert blind_baselines([]) == {name: {"n": 0} for name in (
+        "whole_video", "best_constant_span", "start_box_copied", "most_frequent_letter")}
+
+
+def test_prompts_without_thinking_get_completions_without_a_thought():
+    """A baseline that breaks its own format would be the only one whose completions do not look like the model's."""
+    with_thought, without = grounding([0, 1], duration=8), grounding([0, 1], duration=8, think=False)
+    for sample in (with_thought, without):
+        assert score(sample, evaluation.write(sample, "0 to 1")).parts["format"] == 1
+    sample = gqa("A", [[0, 1]], duration=8)
+    text = evaluation.write_span(sample, (0.0, 0.5), 0.0, {"gqa": "A"})
+    assert score(sample, text).parts == {"temporal_iou": 0.25, "accuracy": 1.0, "format": 1.0}

@@ -1,0 +1,231 @@
+"""The synthetic task: short clips that a model must watch to answer, and a tiny Qwen2.5-VL that can learn to.
+
+A clip lasts 9 or 10 seconds. A small white square wanders over a grey ground; twice, for 2 to 4 whole seconds, the screen
+is tinted in one of four colours. The clip is crisp or noisy. From that come samples of all five tasks:
+
+    grounding       when is the screen red?                      exactly one span
+    qa              which colour does the screen turn first?     a letter
+    gqa             the same, with the window that shows it      letter and span
+    tracking        where is the white square?                   eight boxes
+    classification  is the quality high or low?                  a label
+
+Colours, order, times and letters are drawn independently, so that an answer which does not look at the video scores what
+the blind baselines score. Everything is a real file: H.264 in .mp4, a Hugging Face folder, a jsonl.
+
+Two kinds of label. `spans` is exact: the reward and the evaluation use it. `target`, which supervised fine-tuning imitates,
+is what a hasty annotator writes: both ends off by up to `SLOPPINESS` seconds, as in real data, where annotators disagree by
+about that much. Imitation can learn no more than the spread of such labels; a reward that is exact can.
+"""
+
+import json
+import shutil
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+
+COLOURS = {"red": (230, 40, 40), "green": (40, 190, 60), "blue": (50, 70, 230), "yellow": (235, 215, 40)}
+SIZE, FPS = 56, 8  # 56 x 56 pixels are 2 x 2 tokens for every second
+DURATIONS, EVENT_LENGTHS = (9, 10), (2, 3, 4)  # seconds
+SLOPPINESS = 2  # seconds by which the ends of a warm-start label are off, at most
+VERSION = 2  # of everything above and below: a folder written by another version is written anew
+
+# --- clips ---------------------------------------------------------------------------------------------------------------
+
+
+def draw_events(rng: np.random.Generator) -> tuple[int, list[tuple[str, int, int]]]:
+    """-> duration, [(colour, start, end), (colour, start, end)] in whole seconds, at least a second apart."""
+    duration = int(rng.choice(DURATIONS))
+    first, second = (int(x) for x in rng.choice(EVENT_LENGTHS, 2))
+    slack = duration - first - second - 1  # seconds to share between before, between and after
+    before, between = sorted(int(x) for x in rng.integers(0, slack + 1, 2))
+    start = between + first + 1
+    names = rng.choice(list(COLOURS), 2, replace=False)
+    return duration, [(str(names[0]), before, before + first), (str(names[1]), start, start + second)]
+
+
+def draw_path(rng: np.random.Generator, num_frames: int) -> np.ndarray:
+    """Boxes [x0, y0, x1, y1] in [0, 1] of a square that moves on a straight line, (num_frames, 4)."""
+    side = rng.uniform(0.22, 0.36)
+    start, stop = rng.uniform(0, 1 - side, 2), rng.uniform(0, 1 - side, 2)
+    corner = start + (stop - start) * np.linspace(0, 1, num_frames)[:, None]  # (num_frames, 2)
+    return np.concatenate([corner, corner + side], axis=1)
+
+
+def render(rng: np.random.Generator, duration: int, events: list, boxes: np.ndarray, noisy: bool) -> np.ndarray:
+    """-> frames (T, SIZE, SIZE, 3) uint8."""
+    T = duration * FPS
+    ground = rng.uniform(70, 130) + rng.normal(0, 6, (SIZE, SIZE, 1))
+    frames = np.broadcast_to(ground, (T, SIZE, SIZE, 3)).copy()
+    for colour, start, end in events:
+        frames[start * FPS : end * FPS] = 0.3 * frames[start * FPS : end * FPS] + 0.7 * np.array(COLOURS[colour])
+    for frame, box in zip(frames, boxes):
+        x0, y0, x1, y1 = np.round(box * SIZE).astype(int)
+        frame[y0:y1, x0:x1] = 250
+    for t, frame in enumerate(frames):  # a progress bar, as players draw it: the clip's own clock
+        frame[-10:] = 0
+        frame[-10:, : round(SIZE * (t + 1) / (10 * FPS))] = 255
+    if noisy:
+        frames += rng.normal(0, 25, frames.shape)
+    return frames.clip(0, 255).astype(np.uint8)
+
+
+def write_mp4(path: Path, frames: np.ndarray, fps: int = FPS) -> None:
+    """frames (T, height, width, 3) uint8 -> H.264 in .mp4."""
+    import av  # writing is the only thing that always needs it
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps))
+        stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
+        stream.options = {"crf": "20", "preset": "veryfast", "threads": "1"}
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+
+
+# --- samples -------------------------------------------------------------------------------------------------------------
+
+
+def sloppy_span(rng: np.random.Generator, start: int, end: int, duration: int) -> tuple[int, int]:
+    """The span as a hasty annotator gives it."""
+    while True:
+        s, e = (int(x) + int(d) for x, d in zip((start, end), rng.integers(-SLOPPINESS, SLOPPINESS + 1, 2)))
+        if 0 <= s < e <= duration:
+            return s, e
+
+
+def make_samples(rng: np.random.Generator, name: str, duration: int, events: list, boxes: np.ndarray,
+                 noisy: bool, every: bool) -> list[dict]:  # fmt: skip
+    """All tasks of one clip; `every`: a question about each of the two events, else about one of them."""
+    common = {"video": f"videos/{name}.mp4", "duration": float(duration)}
+    chosen = (0, 1) if every else (int(rng.integers(2)),)
+    samples = []
+    for i in chosen:
+        colour, start, end = events[i]
+        s, e = sloppy_span(rng, start, end, duration)
+        samples.append({"id": f"{name}-grounding-{i}", "task": "grounding", "question": f"the screen is {colour}",
+                        "spans": [[start, end]], "target": f"<answer>{s} to {e}</answer>"})  # fmt: skip
+    for task in ("qa", "gqa"):
+        for i in (0, 1) if every else (int(rng.integers(2)),):
+            colour, start, end = events[i]
+            options = [str(c) for c in rng.permutation(list(COLOURS))]
+            letter = "ABCD"[options.index(colour)]
+            sample = {"id": f"{name}-{task}-{i}", "task": task, "options": options, "answer": letter,
+                      "question": f"which colour does the screen turn {('first', 'last')[i]}?"}  # fmt: skip
+            if task == "gqa":
+                s, e = sloppy_span(rng, start, end, duration)
+                sample |= {"spans": [[start, end]], "target": f"<answer>{letter}</answer><glue>[({s}, {e})]</glue>"}
+            samples.append(sample)
+    shown = np.round(np.linspace(0, len(boxes) - 1, 8)).astype(int)
+    samples.append({"id": f"{name}-tracking", "task": "tracking", "question": "white square",
+                    "boxes": [[round(float(x), 3) for x in boxes[k]] for k in shown], "frames": shown.tolist()})  # fmt: skip
+    samples.append({"id": f"{name}-classification", "task": "classification",
+                    "question": "How about the quality of the video? Choose one answer from ['low quality', 'high quality'].",
+                    "options": ["low quality", "high quality"], "answer": "low quality" if noisy else "high quality"})  # fmt: skip
+    return [{**sample, **common} for sample in samples]
+
+
+def write_dataset(out: Path, train: int, eval: int, seed: int) -> None:
+    """`train` and `eval` clips as real .mp4 files under `out`/videos, with train.jsonl and eval.jsonl.
+
+    Left alone when `out` already holds what these settings give.
+    """
+    out, settings = Path(out), {"version": VERSION, "train": train, "eval": eval, "seed": seed}
+    marker = out / "settings.json"
+    if marker.exists() and json.loads(marker.read_text()) == settings:
+        return
+    marker.unlink(missing_ok=True)
+    shutil.rmtree(out / "videos", ignore_errors=True)
+    (out / "videos").mkdir(parents=True)
+    for split, (name, clips) in enumerate((("train", train), ("eval", eval))):
+        with open(out / f"{name}.jsonl", "w", encoding="utf-8") as file:
+            for i in range(clips):
+                rng = np.random.default_rng([seed, split, i])
+                duration, events = draw_events(rng)
+                boxes, noisy = draw_path(rng, duration * FPS), bool(rng.integers(2))
+                write_mp4(out / "videos" / f"{name}-{i:04d}.mp4", render(rng, duration, events, boxes, noisy))
+                for sample in make_samples(rng, f"{name}-{i:04d}", duration, events, boxes, noisy, every=name == "train"):
+                    file.write(json.dumps(sample) + "\n")
+    marker.write_text(json.dumps(settings))
+
+
+# --- the model -----------------------------------------------------------------------------------------------------------
+
+SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>",
+                  "<|video_pad|>"]  # fmt: skip
+QWEN_SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+              r"|\s+(?!\S)|\s+")  # how Qwen cuts text before merging bytes: every digit is a token of its own  # fmt: skip
+CHAT_TEMPLATE = (
+    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>"
+    "{% elif part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% elif 'text' in part %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+PREPROCESSOR = {  # what a published Qwen2.5-VL folder holds for its image processor
+    "image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2_5_VLProcessor", "min_pixels": 3136,
+    "max_pixels": 12845056, "patch_size": 14, "temporal_patch_size": 2, "merge_size": 2,
+    "image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711],
+}  # fmt: skip
+
+
+def build_tokenizer(texts: list[str], vocab_size: int = 1024):
+    """A byte-level BPE of Qwen's kind, trained on `texts`: any string can be written, our prompts in few tokens."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(Regex(QWEN_SPLIT), behavior="isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ])  # fmt: skip
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=SPECIAL_TOKENS, initial_alphabet=alphabet,
+                                  show_progress=False)  # fmt: skip
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>",
+                                   chat_template=CHAT_TEMPLATE)  # fmt: skip
+
+
+def build_model(tokenizer, seed: int, hidden: int = 96, layers: int = 3):
+    """A genuine Qwen2.5-VL with random weights, small enough to learn on two CPU cores."""
+    import torch
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    token = {name: tokenizer.convert_tokens_to_ids(name) for name in SPECIAL_TOKENS}
+    heads = 4
+    axis = hidden // heads // 8  # frequencies of the head in the published proportion 16 : 24 : 24 of time : height : width
+    rope = {"rope_type": "default", "rope_theta": 10000.0,
+            "mrope_section": [hidden // heads // 2 - 2 * (3 * axis // 2), 3 * axis // 2, 3 * axis // 2]}  # fmt: skip
+    config = Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": len(tokenizer), "hidden_size": hidden, "intermediate_size": 3 * hidden,
+            "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": 2,
+            "max_position_embeddings": 32768, "rope_parameters": rope, "tie_word_embeddings": True,
+            "bos_token_id": token["<|endoftext|>"], "eos_token_id": token["<|im_end|>"],
+        },
+        vision_config={
+            "depth": 1, "hidden_size": 64, "intermediate_size": 128, "num_heads": 4, "out_hidden_size": hidden,
+            "fullatt_block_indexes": [0], "tokens_per_second": 2,
+        },
+        tie_word_embeddings=True,
+        image_token_id=token["<|image_pad|>"], video_token_id=token["<|video_pad|>"],
+        vision_start_token_id=token["<|vision_start|>"], vision_end_token_id=token["<|vision_end|>"],
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Qwen2_5_VLForConditionalGeneration(config)
+    model.generation_config.update(bos_token_id=token["<|endoftext|>"], pad_token_id=token["<|endoftext|>"],
+                                   eos_token_id=[token["<|im_end|>"], token["<|endoftext|>"]])  # fmt: skip
+    return model
+
+
+def write_model(folder: Path, texts: list[str], seed: int) -> None:
+    """Tokenizer, model and preprocessor in Hugging Face layout: `--model folder` takes it as it takes any checkpoint."""
+    tokenizer = build_tokenizer(texts)
+    build_model(tokenizer, seed).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (Path(folder) / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR, indent=2))
