@@ -4,21 +4,32 @@ Every completion is scored by `rewards.score`, the function that training maximi
 A sample that fails in any way (unreadable video, unreadable answer) stays in the denominator with 0. Dropping it, as
 published evaluation scripts do, makes a model look better the more often it breaks.
 
-Read in this order: what one completion is worth (`sample_metrics`), the means (`compute_metrics`), and four answers
-that never look at the video (`blind_baselines`). They are no formality: on VideoChat-R1's 180 tracking sequences,
-copying the start box eight times gets an AO of 42.35, where the paper's models get 41.8 to 43.8.
+Read in this order: what one completion is worth (`sample_metrics`), the means (`compute_metrics`), four answers that
+never look at the video (`blind_baselines`), the answers of a model (`answer_all`), the command line. The four are no
+formality: on VideoChat-R1's 180 tracking sequences, copying the start box eight times gets an AO of 42.35, where the
+paper's models get 41.8 to 43.8.
 
 Left out on purpose: official scripts' own parsers (numbers here are those of one parser for all), metrics that need a
 judge model, and confidence intervals.
 """
 
+import argparse
+import hashlib
 import json
 import math
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
+import torch
+from tqdm import tqdm
 
 import rewards
+import scale
+from data import STYLES, TASKS, Prompt, VideoError, VideoSettings, load_samples, prepare, prompt_wants_thought
+from grpo import rollout
+from loader import VideoLoader
+from model import VideoLM
 
 # The order of the columns. A task that is not in the data has none of its names in the result.
 METRICS = (
@@ -250,3 +261,165 @@ def write(sample: dict, answer: str, glue: str | None = None) -> str:
     """The blocks that the sample's prompt asks for, with nothing thought."""
     thought = "" if sample.get("think") is False else "<think></think>"
     return f"{thought}<answer>{answer}</answer>" + ("" if glue is None else f"<glue>{glue}</glue>")
+
+
+# ---- answers of a model ---------------------------------------------------------------------------------------------
+
+
+def answer_all(model, loader, samples: list[dict], world: scale.World, *, style: str, num_samples: int = 1,
+               temperature: float = 0.0, max_new_tokens: int, max_prompt_tokens: int | None = None, mix: str = "sum",
+               seed: int = 0, batch: int = 32, title: str = "answering") -> list[dict]:  # fmt: skip
+    """`num_samples` completions of every sample, on all ranks together; each sample is answered by exactly one rank.
+
+    Returns, on every rank and in the order of `samples`, one dict a sample: id, task, completions, rewards, parts and
+    reasons, each a list of `num_samples`. A sample whose video cannot be read has empty completions of reward 0.
+    """
+    mine = world.share(samples)
+    predictions: list[dict] = []
+    bar = tqdm(total=len(samples), desc=title, unit="q", disable=not world.is_first, leave=False)
+    for start in range(0, len(mine), batch):
+        for sample in mine[start : start + 2 * batch]:  # this batch, and the next one while this one is answered
+            loader.submit(sample)
+        predictions += answer_batch(model, loader, mine[start : start + batch], style=style, num_samples=num_samples,
+                                    temperature=temperature, max_new_tokens=max_new_tokens, mix=mix, seed=seed,
+                                    max_prompt_tokens=max_prompt_tokens)  # fmt: skip
+        bar.update(min(len(samples) - bar.n, batch * world.size))
+    bar.close()
+    return scale.gather(world, predictions)
+
+
+def answer_batch(model, loader, samples: list[dict], *, style: str, num_samples: int, temperature: float,
+                 max_new_tokens: int, max_prompt_tokens: int | None, mix: str, seed: int) -> list[dict]:  # fmt: skip
+    prompts, problems = load_prompts(model, loader, samples, style, max_prompt_tokens)
+    readable = [prompt for prompt in prompts if prompt is not None]
+    seeds = [sampling_seed(seed, 0, prompt.sample["id"]) for prompt in readable]
+    groups = rollout(model, readable, group_size=num_samples, max_new_tokens=max_new_tokens, temperature=temperature,
+                     seeds=seeds, mix=mix) if readable else []  # fmt: skip
+    groups = iter(groups)
+    predictions = []
+    for sample, prompt in zip(samples, prompts):
+        line = {"id": sample["id"], "task": sample["task"]}
+        if prompt is None:
+            nothing = rewards.score(sample, "", mix)
+            line |= {"completions": [""] * num_samples, "rewards": [0.0] * num_samples,
+                     "parts": [nothing.parts] * num_samples, "reasons": ["unreadable_video"] * num_samples,
+                     "problem": problems[sample["id"]]}  # fmt: skip
+        else:
+            group = next(groups)
+            line |= {"completions": group.texts, "rewards": [score.total for score in group.scores],
+                     "parts": [score.parts for score in group.scores], "reasons": group.reasons}  # fmt: skip
+        predictions.append(line)
+    return predictions
+
+
+def load_prompts(model, loader, samples: list[dict], style: str,
+                 max_prompt_tokens: int | None = None) -> tuple[list[Prompt | None], dict[str, str]]:  # fmt: skip
+    """The prompt of each sample, None where its video cannot be read; and those samples' ids with the reason."""
+    prompts, problems = [], {}
+    for sample in samples:
+        try:
+            clip = loader.load(sample)
+        except VideoError as error:
+            problems[sample["id"]] = str(error)
+            prompts.append(None)
+            continue
+        prompts.append(prepare(sample, clip, model.tokenizer, style, max_prompt_tokens=max_prompt_tokens,
+                               tokens_per_second=model.tokens_per_second, device=model.device))  # fmt: skip
+    return prompts, problems
+
+
+def sampling_seed(seed: int, step: int, sample_id: str) -> int:
+    """Where the noise of one question in one step comes from: a function of these three and of nothing else."""
+    return int.from_bytes(hashlib.blake2b(f"{seed} {step} {sample_id}".encode(), digest_size=7).digest(), "big")
+
+
+def evaluate(model, loader, samples: list[dict], world: scale.World, *, style: str, max_new_tokens: int,
+             max_prompt_tokens: int | None = None, title: str = "evaluating") -> tuple[dict, list[dict]]:  # fmt: skip
+    """Greedy answers to all samples: (metrics, predictions)."""
+    predictions = answer_all(model, loader, samples, world, style=style, max_new_tokens=max_new_tokens,
+                             max_prompt_tokens=max_prompt_tokens, title=title)  # fmt: skip
+    return compute_metrics(samples, [prediction["completions"][0] for prediction in predictions]), predictions
+
+
+def with_style(samples: list[dict], style: str) -> list[dict]:
+    """Samples that say themselves whether a thought is asked for: the format reward reads it there."""
+    return [{**sample, "think": prompt_wants_thought(sample, style)} for sample in samples]
+
+
+def print_table(columns: dict[str, dict], title: str = "") -> None:
+    """One row a metric, one column an evaluation; a metric that an evaluation does not have is a dash."""
+    names = [name for name in METRICS if any(name in column for column in columns.values())]
+    print(f"\n{title:24}" + "".join(f"{name:>20}" for name in columns))
+    for name in names:
+        cells = [f"{column[name]:.3f}" if column.get(name) is not None else "-" for column in columns.values()]
+        print(f"{name:24}" + "".join(f"{cell:>20}" for cell in cells))
+
+
+# ---- the command line -----------------------------------------------------------------------------------------------
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Answer the questions of a data set and score the answers.",
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)  # fmt: skip
+    add = parser.add_argument
+    add("--model", required=True, help="Hugging Face folder or hub id of a Qwen2.5-VL")
+    add("--data", required=True, nargs="+", help="samples: FILE[@VIDEO_ROOT][:N] or FILE[@VIDEO_ROOT][:P%%]")
+    add("--out", required=True, type=Path, help="folder for predictions.jsonl and metrics.json")
+    add("--video_root", help="where the videos lie, unless the entry says so; else the folder of its file")
+    add("--tasks", nargs="+", choices=TASKS, help="only these tasks")
+    add("--prompt", default="think", choices=STYLES, help="with thought, without, or Temporal-R1's JSON")
+    add("--reward", default="sum", choices=("sum", "temporal_r1"), help="how the parts make up a reward")
+    add("--num_samples", type=int, default=1, help="completions of each question (K)")
+    add("--temperature", type=float, help="0 is greedy; by default 0 for one completion and 1 for several")
+    add("--max_new_tokens", type=int, default=1024, help="longest completion, in tokens")
+    add("--max_prompt_tokens", type=int, default=16384, help="a longer prompt is an error, never cut")
+    add("--batch", type=int, default=8, help="questions that are answered together")
+    add("--seed", type=int, default=0, help="of the sampling")
+    add("--fps", type=float, default=2.0, help="frames looked at, for each second of video")
+    add("--max_frames", type=int, default=768, help="most frames of one video")
+    add("--total_pixels", type=int, default=3584 * 784, help="pixel budget of a whole video")
+    add("--min_pixels", type=int, default=16 * 784, help="least pixels of a frame")
+    add("--num_workers", type=int, default=4, help="processes that decode videos; 0 decodes in this one")
+    add("--decode_seconds", type=float, default=60, help="a video that takes longer is given up")
+    add("--device", default="auto", help="auto takes CUDA, then MPS, then the CPU")
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    args = parse_arguments()
+    world = scale.start(args.device)
+    samples = with_style(load_samples(args.data, args.video_root, args.tasks, args.seed), args.prompt)
+    dtype = torch.bfloat16 if world.device.type == "cuda" else torch.float32
+    model = VideoLM.load(args.model, world.device, dtype)
+    settings = VideoSettings(args.fps, args.max_frames, args.total_pixels, args.min_pixels)
+    temperature = args.temperature if args.temperature is not None else float(args.num_samples > 1)
+    with VideoLoader(settings, num_workers=args.num_workers, deadline=args.decode_seconds) as loader:
+        predictions = answer_all(model, loader, samples, world, style=args.prompt, num_samples=args.num_samples,
+                                 temperature=temperature, max_new_tokens=args.max_new_tokens, mix=args.reward,
+                                 max_prompt_tokens=args.max_prompt_tokens, seed=args.seed, batch=args.batch)  # fmt: skip
+    if world.is_first:
+        write_results(args, samples, predictions)
+    scale.stop()
+
+
+def write_results(args: argparse.Namespace, samples: list[dict], predictions: list[dict]) -> None:
+    """predictions.jsonl, metrics.json, and the table beside what a blind answer scores."""
+    args.out.mkdir(parents=True, exist_ok=True)
+    with open(args.out / "predictions.jsonl", "w", encoding="utf-8") as file:
+        for prediction in predictions:
+            file.write(json.dumps(prediction) + "\n")
+    # Several completions of a sample: the mean over them, one compute_metrics for each.
+    rounds = [compute_metrics(samples, [p["completions"][k] for p in predictions]) for k in range(args.num_samples)]
+    metrics = {name: float(np.mean([r[name] for r in rounds])) for name in rounds[0]}
+    baselines = blind_baselines(samples)
+    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
+    report = {**metrics, "baselines": baselines, "config": settings}
+    (args.out / "metrics.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print_table({"model": metrics, **baselines}, f"{len(samples)} samples")
+    for prediction in predictions:
+        if "problem" in prediction:
+            print(f"unreadable: {prediction['id']}: {prediction['problem']}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""GRPO as pure functions of tensors: from the rewards of a group to the loss of a step.
+"""GRPO: from the rewards of a group to the loss of a step as pure functions of tensors, then the group itself.
 
 Group Relative Policy Optimisation (Shao et al. 2024, arXiv 2402.03300, section 4.1) in ten lines, in the form that
 VideoChat-R1 (arXiv 2504.06958) and Temporal-RLT (arXiv 2506.01908) share:
@@ -14,7 +14,8 @@ VideoChat-R1 (arXiv 2504.06958) and Temporal-RLT (arXiv 2506.01908) share:
  9. Average over tokens and completions, with one denominator for the whole step       -> `grpo_loss`
 10. Take one optimiser step, throw the completions away, go to 1.
 
-Read it in that order, which is the order of the file. Shapes: Q questions, G completions of one question,
+Read it in that order, which is the order of the file; `rollout` (1 and 2) and `accumulate_gradients` (6 to 9 for a whole step)
+put the pieces together at its end. Shapes: Q questions, G completions of one question,
 B = rows scored together (any number of completions, of one question or of several), C tokens of the longest one.
 
 Left out on purpose: the value network and GAE of PPO (the mean of the siblings is the baseline, and one advantage
@@ -23,9 +24,13 @@ adds 1e-3), sequence-level ratios (GSPO), and filtering of overlong completions.
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+
+import rewards
 
 # A spread of rewards below this is rounding, not a preference. The same number damps the division: without it, seven
 # equal rewards and one that is 1e-9 higher would shout as loudly as seven zeros and a one.
@@ -273,3 +278,111 @@ def mean_stats(parts: list[dict[str, Tensor]]) -> dict[str, float]:
         "ratio_mean": total("ratio_sum") / tokens,
         "ratio_max": max((float(part["ratio_max"]) for part in parts), default=0.0),
     }
+
+
+# ---- the group: from questions to completions with advantages -------------------------------------------------------
+
+
+@dataclass
+class Group:
+    """One question, its G completions and what is known about them."""
+
+    prompt: Any  # data.Prompt: ids, patches, grid, positions
+    tokens: Tensor  # (G, C), padded behind the end token
+    mask: Tensor  # (G, C) bool: the tokens the policy chose
+    sampled_logps: Tensor  # (G, C), as the sampler saw them
+    texts: list[str]
+    scores: list[rewards.Score]
+    reasons: list[str]
+    advantages: Tensor  # (G,)
+    video: Tensor | None  # (V, D) as sampled; reused where the vision tower is frozen
+    old_logps: Tensor | None = None  # (G, C): scored before the first of several updates
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.mask.sum())
+
+    @property
+    def is_live(self) -> bool:
+        return bool(live_groups(torch.tensor([[score.total for score in self.scores]], dtype=torch.float64)))
+
+
+def rollout(model, prompts: list, *, group_size: int, max_new_tokens: int, temperature: float, seeds: list[int],
+            mix: str = "sum", scale: str = "group") -> list[Group]:  # fmt: skip
+    """Sample `group_size` completions of each prompt (data.Prompt) and score them. One group a prompt, in order.
+
+    Evaluation and data selection use this same function, with temperature 0 or other group sizes: what is measured is
+    sampled, cut, decoded and scored exactly like what is trained on.
+    """
+    with torch.no_grad():
+        videos = encode_videos(model, prompts)
+        embeds = [model.embed(prompt.ids, video) for prompt, video in zip(prompts, videos)]
+        sampled = model.generate(embeds, [prompt.positions for prompt in prompts], group_size=group_size,
+                                 max_new_tokens=max_new_tokens, temperature=temperature, seeds=seeds)  # fmt: skip
+    groups = []
+    for prompt, video, (tokens, logps) in zip(prompts, videos, sampled):
+        mask = completion_mask(tokens, model.eos_ids)
+        texts = [model.tokenizer.decode(row[keep], skip_special_tokens=True) for row, keep in zip(tokens, mask)]
+        scores = [rewards.score(prompt.sample, text, mix) for text in texts]
+        reward = torch.tensor([[score.total for score in scores]], dtype=torch.float64)  # (1, G)
+        ended = torch.isin(tokens, torch.tensor(model.eos_ids, device=tokens.device)).any(dim=1)  # (G,)
+        reasons = [score.reason if end else "truncated" for score, end in zip(scores, ended.tolist())]
+        advantages = group_advantages(reward, scale)[0].float().to(tokens.device)
+        groups.append(Group(prompt, tokens, mask, logps, texts, scores, reasons, advantages, video))
+    return groups
+
+
+def encode_videos(model, prompts: list) -> list[Tensor | None]:
+    """The video embeddings (V, D) of each prompt, None where it has no video, as many videos a pass as fit."""
+    seen = [i for i, prompt in enumerate(prompts) if prompt.patches is not None]
+    videos: list[Tensor | None] = [None] * len(prompts)
+    for pack in model.pack([len(prompts[i].patches) // 4 for i in seen], model.pack_tokens):
+        pack = [seen[i] for i in pack]
+        encoded = model.encode_videos([prompts[i].patches for i in pack], [prompts[i].grid for i in pack])
+        for i, video in zip(pack, encoded):
+            videos[i] = video
+    return videos
+
+
+# ---- the update: from groups to gradients ---------------------------------------------------------------------------
+
+
+def accumulate_gradients(model, reference, groups: list[Group], *, temperature: float, beta: float, clip_low: float,
+                         clip_high: float, norm: str, denominator: float, reuse_video: bool) -> dict[str, float]:  # fmt: skip
+    """Add the gradient of the GRPO loss of `groups` to the policy's parameters; returns sums to be logged.
+
+    Groups go through the model in packs that fit its `pack_tokens`; the common `denominator` makes the packs, and the
+    ranks, add up to the gradient of the whole step. `reuse_video`: the vision tower is frozen, so the embeddings made
+    for sampling serve the policy and the reference too.
+    """
+    sums = {"loss": 0.0, "tokens": 0.0, "kl_sum": 0.0, "ratio_sum": 0.0, "clipped_tokens": 0.0, "gap_sum": 0.0}
+    most = {"ratio_max": 0.0, "gap_max": 0.0}
+    lengths = [len(group.prompt.ids) + group.tokens.numel() for group in groups]
+    for pack in model.pack(lengths, model.pack_tokens):
+        pack = [groups[i] for i in pack]
+        logps = score_groups(model, pack, temperature, reuse_video)  # a list of (G, C)
+        with torch.no_grad():
+            ref_logps = score_groups(reference, pack, temperature, reuse_video) if beta > 0 else [None] * len(pack)
+        loss = 0.0
+        for group, lp, ref in zip(pack, logps, ref_logps):
+            if group.old_logps is None:  # the first update: the policy that sampled is the policy that is scored
+                group.old_logps = lp.detach()
+            part, stats = grpo_loss(lp, group.old_logps, group.advantages, group.mask, ref_logps=ref, beta=beta,
+                                    clip_low=clip_low, clip_high=clip_high, norm=norm, denominator=denominator)  # fmt: skip
+            loss = loss + part
+            gap = torch.where(group.mask, lp.detach() - group.sampled_logps, 0.0).abs()
+            sums["gap_sum"] += float(gap.sum())
+            most["gap_max"] = max(most["gap_max"], float(gap.max()))
+            most["ratio_max"] = max(most["ratio_max"], float(stats["ratio_max"]))
+            for name in ("tokens", "kl_sum", "ratio_sum", "clipped_tokens"):
+                sums[name] += float(stats[name])
+        sums["loss"] += float(loss.detach())
+        loss.backward()
+    return sums | most
+
+
+def score_groups(model, groups: list[Group], temperature: float, reuse_video: bool) -> list[Tensor]:
+    """Log-probabilities (G, C) of each group's completions under `model`, differentiable through its vision tower."""
+    videos = [group.video for group in groups] if reuse_video else encode_videos(model, [g.prompt for g in groups])
+    embeds = [model.embed(group.prompt.ids, video) for group, video in zip(groups, videos)]
+    return model.logprobs_packed(embeds, [g.prompt.positions for g in groups], [g.tokens for g in groups], temperature)

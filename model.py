@@ -159,19 +159,6 @@ def sample_tokens(logps: Tensor, noise: Tensor) -> Tensor:
     return torch.searchsorted(cdf, target, right=True).squeeze(-1)  # first token whose cdf is above: never one of mass 0
 
 
-def pack_by_tokens(lengths: list[int], budget: int) -> list[list[int]]:
-    """Consecutive indices in packs of at most `budget` tokens (at least one each): how many questions share a pass."""
-    packs: list[list[int]] = []
-    room = 0
-    for i, length in enumerate(lengths):
-        if not packs or length > room:
-            packs.append([])
-            room = budget
-        packs[-1].append(i)
-        room -= length
-    return packs
-
-
 # --- the model -----------------------------------------------------------------------------------------------------------
 
 # What a checkpoint folder holds beside its weights; `save` passes these on so that the result loads like the original.
@@ -217,6 +204,18 @@ class VideoLM:
             # generation_config.json too: the library would write its own, without the checkpoint's sampling settings
             if found is not None and Path(found).resolve() != (folder / file).resolve():
                 shutil.copyfile(found, folder / file)
+
+    def pack(self, lengths: list[int]) -> list[list[int]]:
+        """Consecutive indices, in packs of at most `pack_tokens` tokens (one at least): what shares a pass."""
+        packs: list[list[int]] = []
+        room = 0
+        for i, length in enumerate(lengths):
+            if not packs or length > room:
+                packs.append([])
+                room = self.pack_tokens
+            packs[-1].append(i)
+            room -= length
+        return packs
 
     # --- prompt to embeddings ---
 
@@ -289,7 +288,7 @@ class VideoLM:
     def _prefill(self, embeds: list[Tensor], positions: list[Tensor], cache: GroupCache) -> Tensor:
         """Every prompt once; their keys and values go to the cache. -> (Q, D)."""
         last = []
-        for pack in pack_by_tokens([e.shape[1] for e in embeds], self.pack_tokens):
+        for pack in self.pack([e.shape[1] for e in embeds]):
             spans = [(embeds[i].shape[1], 0, 0) for i in pack]
             row = torch.cat([embeds[i] for i in pack], dim=1)  # (1, L, D)
             hidden = self._layers(row, torch.cat([positions[i] for i in pack], dim=1), PackedAttention(spans, cache))
