@@ -1,6 +1,6 @@
 """The synthetic task: short clips that a model must watch to answer, and a tiny Qwen2.5-VL that can learn to.
 
-A clip lasts 9 or 10 seconds. A small white square wanders over a grey ground; twice, for 2 to 4 whole seconds, the screen
+A clip lasts 10 seconds. A small white square wanders over a grey ground; twice, for 2 to 4 whole seconds, the screen
 is tinted in one of four colours. The clip is crisp or noisy. From that come samples of all five tasks:
 
     grounding       when is the screen red?                      exactly one span
@@ -26,16 +26,16 @@ import numpy as np
 
 COLOURS = {"red": (230, 40, 40), "green": (40, 190, 60), "blue": (50, 70, 230), "yellow": (235, 215, 40)}
 SIZE, FPS = 56, 8  # 56 x 56 pixels are 2 x 2 tokens for every second
-DURATIONS, EVENT_LENGTHS = (9, 10), (2, 3, 4)  # seconds
+DURATION, EVENT_LENGTHS = 10, (2, 3, 4)  # seconds
 SLOPPINESS = 2  # seconds by which the ends of a warm-start label are off, at most
-VERSION = 2  # of everything above and below: a folder written by another version is written anew
+VERSION = 3  # of everything above and below: a folder written by another version is written anew
 
 # --- clips ---------------------------------------------------------------------------------------------------------------
 
 
 def draw_events(rng: np.random.Generator) -> tuple[int, list[tuple[str, int, int]]]:
     """-> duration, [(colour, start, end), (colour, start, end)] in whole seconds, at least a second apart."""
-    duration = int(rng.choice(DURATIONS))
+    duration = DURATION
     first, second = (int(x) for x in rng.choice(EVENT_LENGTHS, 2))
     slack = duration - first - second - 1  # seconds to share between before, between and after
     before, between = sorted(int(x) for x in rng.integers(0, slack + 1, 2))
@@ -62,9 +62,6 @@ def render(rng: np.random.Generator, duration: int, events: list, boxes: np.ndar
     for frame, box in zip(frames, boxes):
         x0, y0, x1, y1 = np.round(box * SIZE).astype(int)
         frame[y0:y1, x0:x1] = 250
-    for t, frame in enumerate(frames):  # a progress bar, as players draw it: the clip's own clock
-        frame[-10:] = 0
-        frame[-10:, : round(SIZE * (t + 1) / (10 * FPS))] = 255
     if noisy:
         frames += rng.normal(0, 25, frames.shape)
     return frames.clip(0, 255).astype(np.uint8)

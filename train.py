@@ -1,0 +1,680 @@
+"""The loop: from a checkpoint and questions about videos to a model that answers them better.
+
+    torchrun train.py                                            the synthetic task, from random weights, on a laptop
+    torchrun --nproc_per_node=8 train.py --model Qwen/Qwen2.5-VL-7B-Instruct --train_data a.jsonl --eval_data b.jsonl
+
+Four stages, in the order of the file; a step count of 0 skips one:
+
+    warm start   imitate `target` (SFT): the prompt is masked, the completion alone is learned
+    selection    K answers to every training question; keep those whose answers differ (Temporal-RLT)
+    GRPO         sample, score, compare, step (VideoChat-R1); the main loop is `train_grpo`
+    evaluation   before, between and after, beside what blind answers score
+
+All settings are the fields of `Config`, right below; the flags are made from them. Everything that can be random is a
+function of (seed, step, question), so a run that is resumed, or split over more processes, is the same run.
+
+Left out on purpose: callbacks, trainer classes, experiment trackers. metrics.jsonl has one line a step; plot that.
+"""
+
+import argparse
+import json
+import math
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+import rewards
+import scale
+import toy
+from data import STYLES, TASKS, VideoSettings, build_prompt, load_samples, target_text
+from eval import METRICS, answer_all, blind_baselines, evaluate, load_prompts, print_table, sampling_seed, with_style
+from grpo import Group, accumulate_gradients, encode_videos, rollout
+from loader import VideoLoader
+from model import VideoLM
+from selection import select
+
+# --- settings ------------------------------------------------------------------------------------------------------------
+
+FULL_PASS = -1  # as a number of steps: once through the training data
+
+
+def flag(default, help: str, *, paper=None, choices: tuple = ()):
+    """A setting: its value for the synthetic run, its value with --model (VideoChat-R1's, where it differs), its help."""
+    return field(default=default, metadata={"help": help, "paper": default if paper is None else paper, "choices": choices})
+
+
+@dataclass
+class Config:
+    # what is trained on what
+    model: str = flag("", "Hugging Face folder or hub id; without it a tiny random model and synthetic videos are made")
+    train_data: list[str] = flag((), "samples: FILE[@VIDEO_ROOT][:N] or FILE[@VIDEO_ROOT][:P%]")
+    eval_data: list[str] = flag((), "held-out samples, likewise; without them nothing is evaluated")
+    video_root: str = flag("", "where the videos lie, unless the entry says so; else the folder of its file")
+    tasks: list[str] = flag(("grounding", "qa", "gqa"), "only these tasks", paper=TASKS, choices=TASKS)
+    out: str = flag("runs/toy", "folder of the run", paper="runs/run")
+    seed: int = flag(0, "decides order, sampling and, in the synthetic run, clips and weights")
+    toy_train: int = flag(400, "synthetic training clips")
+    toy_eval: int = flag(200, "synthetic held-out clips")
+    # what the model sees and is asked
+    prompt: str = flag("answer", "with thought, without, or Temporal-R1's JSON", paper="think", choices=STYLES)
+    reward: str = flag("sum", "sum of the parts, or half task and half format", choices=("sum", "temporal_r1"))
+    fps: float = flag(2.0, "frames looked at, for each second of video")
+    max_frames: int = flag(768, "most frames of one video")
+    total_pixels: int = flag(3584 * 784, "pixel budget of a whole video; 784 pixels of two frames make a token")
+    min_pixels: int = flag(4 * 784, "least pixels of a frame", paper=16 * 784)
+    max_prompt_tokens: int = flag(16384, "a longer prompt is an error, never cut")
+    # warm start
+    sft_steps: int = flag(900, "steps of supervised fine-tuning before GRPO; -1: once through the data", paper=0)
+    sft_questions: int = flag(16, "questions a step in it, over all ranks", paper=8)
+    sft_lr: float = flag(1e-3, "its peak learning rate; falls linearly", paper=2e-5)
+    # selection
+    select_k: int = flag(8, "answers to every training question for variance-aware selection; 0: train on all", paper=0)
+    select_min_std: float = flag(0.1, "least spread of the task score (grounding, gqa, tracking)")
+    select_min_mean: float = flag(0.1, "least mean of it")
+    # GRPO
+    steps: int = flag(600, "GRPO steps; -1: once through the (selected) data", paper=FULL_PASS)
+    questions: int = flag(16, "questions a step, over all ranks", paper=8)
+    group_size: int = flag(8, "completions of each question (G)")
+    max_new_tokens: int = flag(48, "longest completion, in tokens", paper=1024)
+    temperature: float = flag(1.0, "of sampling and of scoring")
+    lr: float = flag(4e-4, "peak learning rate", paper=1e-6)
+    lr_schedule: str = flag("linear", "after the warm-up: fall linearly to 0, or stay", choices=("linear", "constant"))
+    warmup_steps: int = flag(20, "steps in which the rate rises from 0", paper=0)
+    weight_decay: float = flag(0.0, "of AdamW")
+    max_grad_norm: float = flag(1.0, "longer gradients are shortened to this")
+    beta: float = flag(0.01, "weight of the KL to the reference; 0 loads no reference", paper=0.04)
+    loss_norm: str = flag("sequence", "mean over each completion's tokens first, or over all tokens at once",
+                          choices=("sequence", "token"))  # fmt: skip
+    adv_scale: str = flag("group", "divide advantages by the group's standard deviation, or not", choices=("group", "none"))
+    clip_low: float = flag(0.2, "the ratio to the old policy is clipped at 1 - this")
+    clip_high: float = flag(0.2, "... and at 1 + this")
+    inner_steps: int = flag(1, "optimiser steps on the same completions; with 1 nothing is ever clipped")
+    resample: int = flag(0, "rounds in which groups without spread are replaced by further questions")
+    keep_dead_groups: bool = flag(False, "pay for the KL of groups without spread too, as both papers do")
+    freeze_vision: bool = flag(False, "train the language model only")
+    # the run
+    eval_every: int = flag(0, "GRPO steps between evaluations on the way; the best model is kept in best/")
+    save_every: int = flag(100, "steps between checkpoints", paper=50)
+    keep_checkpoints: int = flag(2, "how many of them stay")
+    resume: bool = flag(False, "go on from the newest checkpoint of --out")
+    overwrite: bool = flag(False, "delete the run that --out holds")
+    sft_equal_time: bool = flag(False, "control: afterwards, SFT goes on from the warm start for as many seconds as GRPO took")
+    # the machine
+    device: str = flag("auto", "auto takes CUDA, then MPS, then the CPU")
+    gradient_checkpointing: bool = flag(False, "recompute activations backward: less memory, more time", paper=True)
+    pack_tokens: int = flag(8192, "questions share a pass through the model up to this many tokens", paper=1)
+    num_workers: int = flag(2, "processes that decode videos ahead; 0 decodes in this one", paper=4)
+    decode_seconds: float = flag(60.0, "a video that takes longer is given up")
+    cache_mb: int = flag(512, "decoded clips kept in memory", paper=4096)
+
+
+def parse_config(arguments: list[str] | None = None) -> Config:
+    """Flags to a Config. A flag left out takes the synthetic run's value, or with --model the published one."""
+    parser = argparse.ArgumentParser(description="GRPO for video language models.", allow_abbrev=False)
+    for f in fields(Config):
+        paper, choices = f.metadata["paper"], f.metadata["choices"] or None
+        listed = isinstance(f.default, tuple)
+        kind = {"type": str, "nargs": "+", "choices": choices} if listed else {"type": type(f.default), "choices": choices}
+        if isinstance(f.default, bool):
+            kind = {"action": argparse.BooleanOptionalAction}
+        shown = [" ".join(x) if listed else x for x in (f.default, paper)]
+        text = f"{f.metadata['help']} (default: {shown[0]}{'' if paper == f.default else f'; with --model: {shown[1]}'})"
+        parser.add_argument(f"--{f.name}", default=None, help=text.replace("%", "%%"), **kind)
+    given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
+    for f in fields(Config):
+        default = f.metadata["paper"] if given.get("model") else f.default
+        given.setdefault(f.name, list(default) if isinstance(default, tuple) else default)
+    config = Config(**given)
+    if problem := find_problem(config):
+        parser.error(problem)
+    return config
+
+
+def find_problem(config: Config) -> str | None:
+    """What is wrong with the settings, in words that name the flag and the remedy."""
+    if config.model and not config.train_data:
+        return "--model needs --train_data (samples as jsonl; python data.py convert makes them)"
+    if not config.model and (config.train_data or config.eval_data):
+        return "--train_data and --eval_data need --model; without it the synthetic task is run"
+    for name in ("questions", "sft_questions", "group_size", "max_new_tokens", "inner_steps", "pack_tokens"):
+        if getattr(config, name) < 1:
+            return f"--{name} is {getattr(config, name)}; it must be at least 1"
+    if config.steps and config.group_size < 2:
+        return "--group_size is 1: a completion without siblings has no advantage; take 2 or more"
+    if config.select_k == 1:
+        return "--select_k is 1: one answer has no spread; take 2 or more, or 0 to train on everything"
+    if config.temperature <= 0:
+        return f"--temperature is {config.temperature}; sampling needs more than 0 (evaluation is greedy anyway)"
+    return None
+
+
+# --- the folder of a run -------------------------------------------------------------------------------------------------
+
+
+class Run:
+    """`--out`: config.json, metrics.jsonl, completions.jsonl, checkpoints, and which stages are done with what result."""
+
+    def __init__(self, config: Config, world: scale.World):
+        self.config, self.world, self.out = config, world, Path(config.out)
+        self.checkpoint = scale.newest_checkpoint(self.out) if config.resume else None
+        state = self.out / "state.json"
+        if (self.out / "config.json").exists() and not (config.resume or config.overwrite):
+            raise SystemExit(f"{self.out} holds a run already: --resume goes on with it, --overwrite deletes it, "
+                             "--out names another folder")  # fmt: skip
+        scale.wait_for_all(world)  # nobody deletes or writes before everybody has looked
+        if config.overwrite and not config.resume and world.is_first:
+            shutil.rmtree(self.out, ignore_errors=True)
+        scale.wait_for_all(world)
+        self.results: dict = json.loads(state.read_text()) if config.resume and state.exists() else {}
+        self.seconds: dict = self.results.setdefault("seconds", {})
+        if world.is_first:
+            self.out.mkdir(parents=True, exist_ok=True)
+            (self.out / "config.json").write_text(json.dumps(asdict(config), indent=1) + "\n")
+            for name in ("metrics.jsonl", "completions.jsonl"):
+                cut_log(self.out / name, self.position() if config.resume else None)
+        scale.wait_for_all(world)
+
+    def position(self) -> tuple[str, int]:
+        """Phase and step that the newest checkpoint stands behind."""
+        if self.checkpoint is None:
+            return "", 0
+        _, _, phase, step = self.checkpoint.name.split("-")
+        return phase, int(step)
+
+    def stage(self, name: str, work):
+        """Do a stage unless an earlier part of this run has done it; remember its result and seconds."""
+        if name not in self.results:
+            start = time.time()
+            result = work()
+            self.seconds[name] = round(time.time() - start, 2)
+            self.results[name] = result
+            self.save_state()
+        return self.results[name]
+
+    def save_state(self) -> None:
+        if self.world.is_first:
+            partial = self.out / "state.json.partial"
+            partial.write_text(json.dumps(self.results))
+            partial.rename(self.out / "state.json")
+
+    def log(self, line: dict, groups: list[dict] = ()) -> None:
+        """One line of metrics.jsonl, and of completions.jsonl one for each completion."""
+        if self.world.is_first:
+            with open(self.out / "metrics.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+            with open(self.out / "completions.jsonl", "a", encoding="utf-8") as file:
+                file.writelines(json.dumps(group) + "\n" for group in groups)
+
+    def save(self, phase: str, step: int, model: VideoLM, optimizer: torch.optim.Optimizer, cursor: int) -> None:
+        """All that a resumed run needs; a partial one never has a checkpoint's name."""
+        if not self.world.is_first:
+            return
+        name = f"checkpoint-{('sft', 'grpo').index(phase)}-{phase}-{step:06d}"
+        state = {"model": model.hf.state_dict(), "optimizer": optimizer.state_dict(), "cursor": cursor,
+                 "seconds": self.seconds.get(phase, 0.0)}  # fmt: skip
+        scale.save_checkpoint(self.out / name, state)
+        for old in sorted(self.out.glob("checkpoint-*"))[: -self.config.keep_checkpoints]:
+            shutil.rmtree(old)
+
+    def restore(self, phase: str, model: VideoLM, optimizer: torch.optim.Optimizer) -> tuple[int, int]:
+        """Load the newest checkpoint if it is of this phase: (steps done, position in the data)."""
+        if self.position()[0] != phase:
+            return 0, 0
+        state = scale.load_checkpoint(self.checkpoint)
+        model.hf.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        self.seconds[phase] = state["seconds"]
+        return self.position()[1], state["cursor"]
+
+
+def cut_log(file: Path, position: tuple[str, int] | None) -> None:
+    """Drop the lines behind a checkpoint: the resumed run writes them again."""
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if position and file.exists() else []
+    order = {"": -1, "sft": 0, "grpo": 1}
+    keep = []
+    for line in lines:
+        if line.endswith("\n"):  # else the kill came while it was written
+            record = json.loads(line)
+            if (order[record["phase"]], record["step"]) <= (order[position[0]], position[1]):
+                keep.append(line)
+    file.write_text("".join(keep), encoding="utf-8")
+
+
+# --- what all stages share -----------------------------------------------------------------------------------------------
+
+
+def order_of(samples: list[dict], seed: int) -> Iterator[dict]:
+    """The samples for ever, each epoch in an order of its own, the same on every rank: epoch e is seeded by (seed, e)."""
+    epoch = 0
+    while True:
+        generator = torch.Generator().manual_seed(sampling_seed(seed, epoch, "order"))
+        yield from (samples[i] for i in torch.randperm(len(samples), generator=generator).tolist())
+        epoch += 1
+
+
+class Stream:
+    """A position in that endless order; `peek` looks ahead so that videos can be decoded before they are needed."""
+
+    def __init__(self, samples: list[dict], seed: int, cursor: int):
+        self.source, self.ahead, self.cursor = order_of(samples, seed), [], cursor
+        for _ in range(cursor):
+            next(self.source)
+
+    def peek(self, count: int) -> list[dict]:
+        while len(self.ahead) < count:
+            self.ahead.append(next(self.source))
+        return self.ahead[:count]
+
+    def take(self, count: int) -> list[dict]:
+        taken = self.peek(count)
+        self.ahead, self.cursor = self.ahead[count:], self.cursor + count
+        return taken
+
+
+def number_of_steps(asked: int, samples: list[dict], questions: int) -> int:
+    return math.ceil(len(samples) / questions) if asked == FULL_PASS else asked
+
+
+def learning_rate(peak: float, step: int, steps: int, warmup: int, schedule: str) -> float:
+    """Rate of 0-based `step`: a linear rise over `warmup` steps, then constant, or linear to 0 behind the last one."""
+    rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
+    fall = (steps - step) / max(steps - warmup, 1) if schedule == "linear" else 1.0
+    return peak * min(rise, fall)
+
+
+def make_optimizer(config: Config, model: VideoLM, lr: float) -> torch.optim.AdamW:
+    model.visual.requires_grad_(not config.freeze_vision)
+    parameters = [p for p in model.hf.parameters() if p.requires_grad]
+    return torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.999), weight_decay=config.weight_decay)
+
+
+def optimizer_step(config: Config, world: scale.World, optimizer: torch.optim.AdamW, lr: float) -> float:
+    """Sum the gradients over the ranks, clip, step; returns the norm before clipping. A norm of nan or inf steps nowhere."""
+    parameters = optimizer.param_groups[0]["params"]
+    scale.sum_gradients(world, parameters)
+    norm = float(torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm))
+    optimizer.param_groups[0]["lr"] = lr
+    if math.isfinite(norm):
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm
+
+
+class Clock:
+    """Seconds of a step by phase: `clock("sample")` says that what follows until the next call is sampling."""
+
+    def __init__(self):
+        self.seconds: Counter = Counter()
+        self.phase, self.since = None, time.time()
+
+    def __call__(self, phase: str | None) -> None:
+        now = time.time()
+        if self.phase:
+            self.seconds[self.phase] += now - self.since
+        self.phase, self.since = phase, now
+
+    def rounded(self) -> dict[str, float]:
+        return {name: round(value, 4) for name, value in self.seconds.items()}
+
+
+def load_model(config: Config, world: scale.World, name: str, dtype: torch.dtype = torch.float32) -> VideoLM:
+    """float32 weights; on a GPU the arithmetic is bfloat16."""
+    model = VideoLM.load(name, world.device, dtype)
+    model.pack_tokens = config.pack_tokens
+    if world.device.type == "cuda":
+        model.autocast = torch.bfloat16
+    if config.gradient_checkpointing:
+        model.hf.gradient_checkpointing_enable({"use_reentrant": False})
+    return model
+
+
+# --- stage 1: warm start -------------------------------------------------------------------------------------------------
+
+
+def warm_start(config: Config, world: scale.World, run: Run, model: VideoLM, samples: list[dict], loader: VideoLoader,
+               seconds: float | None = None) -> None:  # fmt: skip
+    """Supervised fine-tuning on each sample's `target`. With `seconds` it is the control that lasts that long instead."""
+    optimizer = make_optimizer(config, model, config.sft_lr)
+    steps = number_of_steps(config.sft_steps, samples, config.sft_questions)
+    first, cursor = run.restore("sft", model, optimizer) if seconds is None else (0, 0)
+    stream = Stream(samples, config.seed, cursor)
+    start = time.time() - run.seconds.get("sft", 0.0) if seconds is None else time.time()
+    bar = tqdm(total=steps, initial=first, desc="SFT", unit="step", disable=not world.is_first) if seconds is None else None
+    step = first
+    while step < steps if seconds is None else time.time() - start < seconds:
+        batch = world.share(stream.take(config.sft_questions))
+        for sample in world.share(stream.peek(config.sft_questions)):
+            loader.submit(sample)
+        loss, tokens, unreadable = sft_gradients(config, world, model, batch, loader)
+        progress = (step, steps) if seconds is None else (time.time() - start, seconds)
+        lr = learning_rate(config.sft_lr, *progress, config.warmup_steps if seconds is None else 0, "linear")
+        norm = optimizer_step(config, world, optimizer, lr)
+        step += 1
+        if seconds is None:
+            run.seconds["sft"] = round(time.time() - start, 2)
+            run.log({"phase": "sft", "step": step, "loss": loss, "tokens": tokens, "unreadable": unreadable,
+                     "grad_norm": norm, "lr": lr})  # fmt: skip
+            bar.update()
+            bar.set_postfix_str(f"loss {loss:.3f}")
+            if step % config.save_every == 0 or step == steps:
+                run.save("sft", step, model, optimizer, stream.cursor)
+    if bar is not None:
+        bar.close()
+
+
+def sft_gradients(config: Config, world: scale.World, model: VideoLM, batch: list[dict], loader: VideoLoader):
+    """Gradient of the mean negative log-likelihood of the targets' tokens: (loss, tokens, unreadable videos)."""
+    prompts, _ = load_prompts(model, loader, batch, config.prompt, config.max_prompt_tokens)
+    prompts = [prompt for prompt in prompts if prompt is not None]
+    targets = [encode_target(model, target_text(prompt.sample, config.prompt)) for prompt in prompts]
+    mine = [sum(t.numel() for t in targets), len(batch) - len(prompts)]
+    tokens, unreadable = scale.total(world, mine)
+    loss = 0.0
+    for pack in model.pack([len(p.ids) + t.numel() for p, t in zip(prompts, targets)]):
+        some = [prompts[i] for i in pack]
+        embeds = [model.embed(p.ids, video) for p, video in zip(some, encode_videos(model, some))]
+        # temperature 1: imitation is likelihood, whatever temperature is sampled at later
+        logps = model.logprobs_packed(embeds, [p.positions for p in some], [targets[i] for i in pack], 1.0)
+        part = -sum(lp.sum() for lp in logps) / tokens
+        part.backward()
+        loss += float(part.detach())
+    return scale.total(world, [loss])[0], int(tokens), int(unreadable)
+
+
+def encode_target(model: VideoLM, text: str) -> torch.Tensor:
+    """(1, C): the completion to imitate, with the end token that the policy has to learn to say."""
+    ids = model.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    return torch.tensor([ids + [model.tokenizer.eos_token_id]])
+
+
+# --- stage 2: variance-aware selection -----------------------------------------------------------------------------------
+
+
+def select_samples(config: Config, world: scale.World, run: Run, model: VideoLM, samples: list[dict],
+                   loader: VideoLoader) -> dict:  # fmt: skip
+    """Answer every training question `select_k` times and keep those that are worth training on: {ids, report}."""
+    predictions = answer_all(model, loader, samples, world, style=config.prompt, num_samples=config.select_k,
+                             temperature=config.temperature, max_new_tokens=config.max_new_tokens, mix=config.reward,
+                             max_prompt_tokens=config.max_prompt_tokens, seed=config.seed, title="selecting")  # fmt: skip
+    ids, report = select(samples, {p["id"]: p for p in predictions}, min_std=config.select_min_std,
+                         min_mean=config.select_min_mean, seed=config.seed)  # fmt: skip
+    if not ids:
+        raise SystemExit("the selection kept nothing: the model answers every question always right or always wrong. "
+                         "See selected.report.json; --select_k 0 trains on everything")  # fmt: skip
+    if world.is_first:
+        (run.out / "selected.report.json").write_text(json.dumps(report, indent=1) + "\n")
+    return {"ids": ids, "report": report}
+
+
+def print_selection(report: dict) -> None:
+    print(f"\nselected {report['kept']} of {report['total']} training samples")
+    for task, part in report["tasks"].items():
+        bins = ", ".join(f"{name} {count}" for name, count in part["bins"].items() if count)
+        print(f"  {task:15} {part['kept']:5} of {part['total']:5}: {bins}")
+
+
+# --- stage 3: GRPO -------------------------------------------------------------------------------------------------------
+
+
+def train_grpo(config: Config, world: scale.World, run: Run, model: VideoLM, reference: VideoLM | None,
+               samples: list[dict], loader: VideoLoader, evaluate_now) -> None:  # fmt: skip
+    """The main loop. `reference` is None when beta is 0; `evaluate_now(step)` is called every `eval_every` steps."""
+    optimizer = make_optimizer(config, model, config.lr)
+    steps = number_of_steps(config.steps, samples, config.questions)
+    first, cursor = run.restore("grpo", model, optimizer)
+    stream = Stream(samples, config.seed, cursor)
+    start = time.time() - run.seconds.get("grpo", 0.0)
+    bar = tqdm(total=steps, initial=first, desc="GRPO", unit="step", disable=not world.is_first)
+    nowhere = 0
+    for step in range(first, steps):
+        clock = Clock()
+        # 1. Ask: sample a group of completions for each question, score them, compare siblings.
+        groups, counts = collect_groups(config, world, model, stream, loader, step, clock)
+        # 2. Groups without spread have no policy gradient. They stay in the denominator.
+        trained = groups if config.keep_dead_groups else [group for group in groups if group.is_live]
+        denominator = counts["completions"] if config.loss_norm == "sequence" else counts["tokens"]
+        # 3. Learn: policy and reference score the completions, the loss is differentiated, the optimiser steps.
+        lr = learning_rate(config.lr, step, steps, config.warmup_steps, config.lr_schedule)
+        for _ in range(config.inner_steps):
+            clock("score")
+            sums = accumulate_gradients(model, reference, trained, temperature=config.temperature, beta=config.beta,
+                                        clip_low=config.clip_low, clip_high=config.clip_high, norm=config.loss_norm,
+                                        denominator=max(denominator, 1), reuse_video=config.freeze_vision)  # fmt: skip
+            clock("step")
+            norm = optimizer_step(config, world, optimizer, lr)
+        clock(None)
+        # 4. Say what happened.
+        run.seconds["grpo"] = round(time.time() - start, 2)
+        line = {"phase": "grpo", "step": step + 1, **describe(world, groups, counts), **mean_sums(world, sums),
+                "grad_norm": norm, "lr": lr, "seconds": clock.rounded()}  # fmt: skip
+        run.log(line, scale.gather(world, [record for group in groups for record in records(group, step + 1)]))
+        bar.update()
+        if world.is_first:
+            bar.write(log_line(line, steps))
+        # 5. A gradient that is not finite is skipped; five in a row are no accident.
+        nowhere = 0 if math.isfinite(norm) else nowhere + 1
+        if nowhere == 5:
+            raise SystemExit(f"step {step + 1}: five steps in a row without a finite gradient; last questions: "
+                             f"{[group.prompt.sample['id'] for group in groups]}")  # fmt: skip
+        if (step + 1) % config.save_every == 0 or step + 1 == steps:
+            run.save("grpo", step + 1, model, optimizer, stream.cursor)
+        if config.eval_every and (step + 1) % config.eval_every == 0:
+            evaluate_now(step + 1)
+    bar.close()
+
+
+def collect_groups(config: Config, world: scale.World, model: VideoLM, stream: Stream, loader: VideoLoader, step: int,
+                   clock: Clock) -> tuple[list[Group], dict[str, float]]:  # fmt: skip
+    """This rank's groups of a step, and counts over all ranks. An unreadable video costs its group, never the run.
+
+    With `--resample`, groups without spread give their places to further questions. How many is counted over all
+    ranks together, so that all of them take part in the same number of rounds.
+    """
+    groups: list[Group] = []
+    counts = Counter()
+    places = config.questions
+    for attempt in range(config.resample + 1):
+        clock("wait")
+        mine = world.share(stream.take(places))
+        for sample in mine + world.share(stream.peek(config.questions)):
+            loader.submit(sample)
+        prompts, problems = load_prompts(model, loader, mine, config.prompt, config.max_prompt_tokens)
+        for problem in problems.values():
+            tqdm.write(f"unreadable, its group is dropped: {problem}")
+        prompts = [prompt for prompt in prompts if prompt is not None]
+        clock("sample")
+        seeds = [sampling_seed(config.seed, step, prompt.sample["id"]) for prompt in prompts]
+        new = rollout(model, prompts, group_size=config.group_size, max_new_tokens=config.max_new_tokens,
+                      temperature=config.temperature, seeds=seeds, mix=config.reward, scale=config.adv_scale) if prompts else []
+        clock("wait")
+        dead, unreadable = scale.total(world, [sum(not g.is_live for g in new), len(problems)])
+        counts["unreadable"] += int(unreadable)
+        last = attempt == config.resample or dead == 0
+        groups += new if last else [group for group in new if group.is_live]
+        if last:
+            break
+        counts["resampled"] += int(dead)
+        places = int(dead)
+    totals = scale.total(world, [sum(len(g.texts) for g in groups), sum(g.num_tokens for g in groups), len(groups),
+                                 sum(not g.is_live for g in groups)])  # fmt: skip
+    counts.update(zip(("completions", "tokens", "groups", "dead"), map(int, totals)))
+    return groups, counts
+
+
+def describe(world: scale.World, groups: list[Group], counts: dict) -> dict:
+    """Means over the completions of all ranks: the reward, each part over the tasks that have it, length, truncation."""
+    sums: Counter = Counter()
+    for group in groups:
+        for score, reason in zip(group.scores, group.reasons):
+            sums["reward"] += score.total
+            sums["truncated"] += reason == "truncated"
+            for name, value in score.parts.items():
+                sums[name] += value
+                sums[f"n/{name}"] += 1
+    names = [name for part in ("temporal_iou", "box_iou", "accuracy", "format") for name in (part, f"n/{part}")]
+    names = ["reward", "truncated", *names]
+    sums = dict(zip(names, scale.total(world, [float(sums[name]) for name in names])))
+    completions = max(counts["completions"], 1)
+    line = {"reward": sums["reward"] / completions}
+    line |= {name: sums[name] / sums[f"n/{name}"] for name in names[2::2] if sums[f"n/{name}"]}
+    return line | {"length": counts["tokens"] / completions, "truncated": int(sums["truncated"]), "groups": counts["groups"],
+                   "dead_groups": counts["dead"], "unreadable": counts["unreadable"],
+                   "resampled": counts["resampled"]}  # fmt: skip
+
+
+def mean_sums(world: scale.World, sums: dict[str, float]) -> dict[str, float]:
+    """Sums over this rank's tokens to means over all ranks' tokens."""
+    names = ["loss", "tokens", "kl_sum", "ratio_sum", "clipped_tokens", "gap_sum"]
+    added = dict(zip(names, scale.total(world, [sums[name] for name in names])))
+    tokens = max(added["tokens"], 1)
+    largest = scale.gather(world, [sums["gap_max"]])
+    return {"loss": added["loss"], "kl": added["kl_sum"] / tokens, "clip_fraction": added["clipped_tokens"] / tokens,
+            "ratio": added["ratio_sum"] / tokens, "logp_gap_mean": added["gap_sum"] / tokens,
+            "logp_gap_max": max(largest)}  # fmt: skip
+
+
+def records(group: Group, step: int) -> list[dict]:
+    """Lines of completions.jsonl: what was said, what it was worth, and how it compared to its siblings."""
+    return [{"phase": "grpo", "step": step, "id": group.prompt.sample["id"], "completion": text, "reward": score.total,
+             "parts": score.parts, "reason": reason, "advantage": round(float(advantage), 6)}
+            for text, score, reason, advantage in zip(group.texts, group.scores, group.reasons, group.advantages)]  # fmt: skip
+
+
+def log_line(line: dict, steps: int) -> str:
+    parts = " ".join(f"{n} {line[n]:.3f}" for n in ("temporal_iou", "box_iou", "accuracy", "format") if n in line)
+    spent = " ".join(f"{name} {value:.2f}" for name, value in line["seconds"].items())
+    return (f"step {line['step']}/{steps} reward {line['reward']:.3f} {parts} kl {line['kl']:.3f} "
+            f"dead {line['dead_groups']}/{line['groups']} truncated {line['truncated']} length {line['length']:.1f} "
+            f"grad {line['grad_norm']:.2f} gap {line['logp_gap_max']:.0e} | {spent} s")  # fmt: skip
+
+
+# --- stage 4: the whole run ----------------------------------------------------------------------------------------------
+
+
+def prepare_toy(config: Config, world: scale.World) -> tuple[str, list[str], list[str]]:
+    """Synthetic clips and a tiny random model, written as files like any others: (model, train_data, eval_data)."""
+    folder = Path("toy") / f"seed{config.seed}-{config.toy_train}-{config.toy_eval}"
+    if world.is_first:
+        toy.write_dataset(folder, config.toy_train, config.toy_eval, config.seed)
+        samples = [s for name in ("train", "eval") for s in load_samples([str(folder / f"{name}.jsonl")])]
+        texts = [part["text"] for s in samples for style in STYLES for message in build_prompt(s, style)
+                 for part in (message["content"] if message["role"] == "user" else []) if "text" in part]  # fmt: skip
+        texts += [target_text(s, config.prompt) for s in samples]
+        if not (Path(config.out) / "initial").exists():
+            toy.write_model(Path(config.out) / "initial", texts, config.seed)
+    scale.wait_for_all(world)
+    return str(Path(config.out) / "initial"), [str(folder / "train.jsonl")], [str(folder / "eval.jsonl")]
+
+
+def score_of(metrics: dict) -> float:
+    """One number to tell the best model by: the mean of each task's first metric."""
+    first = {name.split("/")[0]: metrics[name] for name in reversed(METRICS) if "/" in name and metrics.get(name) is not None}
+    return sum(first.values()) / max(len(first), 1)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    config = parse_config(arguments)
+    world = scale.start(config.device)
+    began = time.time()
+    run = Run(config, world)
+    initial, train_data, eval_data = config.model, config.train_data, config.eval_data
+    if not config.model:
+        initial, train_data, eval_data = prepare_toy(config, world)
+    train = with_style(load_samples(train_data, config.video_root or None, config.tasks, config.seed), config.prompt)
+    held_out = with_style(load_samples(eval_data, config.video_root or None, config.tasks), config.prompt) if eval_data else []
+    settings = VideoSettings(config.fps, config.max_frames, config.total_pixels, config.min_pixels)
+    with VideoLoader(settings, num_workers=config.num_workers, deadline=config.decode_seconds,
+                     cache_bytes=config.cache_mb * 2**20) as loader:  # fmt: skip
+        model = load_model(config, world, initial)
+        predictions: list[dict] = []
+
+        def measure(title: str) -> dict | None:
+            nonlocal predictions
+            if not held_out:
+                return None
+            metrics, predictions = evaluate(model, loader, held_out, world, style=config.prompt, title=title,
+                                            max_new_tokens=config.max_new_tokens,
+                                            max_prompt_tokens=config.max_prompt_tokens)  # fmt: skip
+            return metrics
+
+        run.stage("before", lambda: measure("before"))
+        warm = initial
+        if config.sft_steps:
+            warm = str(run.out / "warm_start")
+            if "after_sft" not in run.results:
+                warm_start(config, world, run, model, train, loader)
+                if world.is_first:
+                    model.save(warm)
+                scale.wait_for_all(world)
+            else:
+                model = load_model(config, world, warm)
+            run.stage("after_sft", lambda: measure("after SFT"))
+        chosen = train
+        if config.select_k:
+            selection = run.stage("selected", lambda: select_samples(config, world, run, model, train, loader))
+            ids = set(selection["ids"])
+            chosen = [sample for sample in train if sample["id"] in ids]
+            if world.is_first:
+                print_selection(selection["report"])
+        if config.steps:
+            reference = None
+            if config.beta > 0:
+                on_gpu = world.device.type == "cuda"
+                reference = load_model(config, world, warm, torch.bfloat16 if on_gpu else torch.float32)
+                reference.hf.requires_grad_(False)
+
+            def evaluate_now(step: int) -> None:
+                metrics = measure(f"step {step}") or {}
+                run.log({"phase": "grpo", "step": step, "evaluation": metrics})
+                best = run.results.get("best", {"score": -1.0})
+                if score_of(metrics) > best["score"]:
+                    run.results["best"] = {"step": step, "score": score_of(metrics), "metrics": metrics}
+                    run.save_state()
+                    if world.is_first:
+                        model.save(run.out / "best")
+
+            train_grpo(config, world, run, model, reference, chosen, loader, evaluate_now)
+            run.stage("after", lambda: measure("after GRPO"))
+        if world.is_first:
+            model.save(run.out / "final")
+        if config.sft_equal_time:
+            model = load_model(config, world, warm)
+            warm_start(config, world, run, model, train, loader, seconds=run.seconds["grpo"])
+            run.stage("sft_equal_time", lambda: measure("SFT for as long"))
+        run.seconds["total"] = round(run.seconds.get("total", 0.0) + time.time() - began, 2)
+        if world.is_first:
+            finish(config, run, held_out, predictions)
+    scale.stop()
+
+
+def finish(config: Config, run: Run, held_out: list[dict], predictions: list[dict]) -> None:
+    """summary.json, the table, and three completions to look at."""
+    results = run.results
+    baselines = blind_baselines(held_out) if held_out else {}
+    selected = results.get("selected")
+    summary = {name: results.get(name) for name in ("before", "after_sft", "after")}
+    summary |= {"baselines": baselines, "seconds": run.seconds, "selected": selected and selected["report"]}
+    summary |= {name: results[name] for name in ("best", "sft_equal_time") if name in results}
+    (run.out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    run.save_state()
+    columns = {"before": summary["before"], "after SFT": summary["after_sft"], "after GRPO": summary["after"],
+               "SFT, equal time": results.get("sft_equal_time"), **baselines}  # fmt: skip
+    print_table({name: column for name, column in columns.items() if column}, f"{len(held_out)} held-out samples")
+    seen = set()
+    for sample, prediction in zip(held_out, predictions):
+        if sample["task"] not in seen and len(seen) < 3:
+            seen.add(sample["task"])
+            truth = target_text({k: v for k, v in sample.items() if k != "target"}, config.prompt)
+            print(f"\n{sample['task']}: {sample['question']}\n  said     {prediction['completions'][0]}\n  expected {truth}")
+    print(f"\n{run.out}/summary.json, {run.out}/final; {run.seconds['total']:.0f} s in all")
+
+
+if __name__ == "__main__":
+    main()
