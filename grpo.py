@@ -336,7 +336,7 @@ def encode_videos(model, prompts: list) -> list[Tensor | None]:
     """The video embeddings (V, D) of each prompt, None where it has no video, as many videos a pass as fit."""
     seen = [i for i, prompt in enumerate(prompts) if prompt.patches is not None]
     videos: list[Tensor | None] = [None] * len(prompts)
-    for pack in model.pack([len(prompts[i].patches) // 4 for i in seen], model.pack_tokens):
+    for pack in model.pack([len(prompts[i].patches) // 4 for i in seen]):
         pack = [seen[i] for i in pack]
         encoded = model.encode_videos([prompts[i].patches for i in pack], [prompts[i].grid for i in pack])
         for i, video in zip(pack, encoded):
@@ -358,7 +358,7 @@ def accumulate_gradients(model, reference, groups: list[Group], *, temperature: 
     sums = {"loss": 0.0, "tokens": 0.0, "kl_sum": 0.0, "ratio_sum": 0.0, "clipped_tokens": 0.0, "gap_sum": 0.0}
     most = {"ratio_max": 0.0, "gap_max": 0.0}
     lengths = [len(group.prompt.ids) + group.tokens.numel() for group in groups]
-    for pack in model.pack(lengths, model.pack_tokens):
+    for pack in model.pack(lengths):
         pack = [groups[i] for i in pack]
         logps = score_groups(model, pack, temperature, reuse_video)  # a list of (G, C)
         with torch.no_grad():

@@ -1,0 +1,59 @@
+"""What several test files share: a tiny Qwen2.5-VL that is real in everything but its size, and prompts with video."""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the network
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+import toy  # noqa: E402
+from data import Clip, prepare  # noqa: E402
+from model import VideoLM  # noqa: E402
+
+torch.set_num_threads(1)  # the same sums in the same order on every machine
+
+TEXTS = ["Answer the question: which colour does the screen turn first? Provide your answer within the <answer> </answer>",
+         "<think>0123456789</think><answer>3 to 7</answer><glue>[(3, 7)]</glue> A B C D"] * 3  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory) -> Path:
+    """A checkpoint folder of the toy's kind, with weights large enough that its predictions differ from uniform."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    toy.write_model(folder, TEXTS, seed=0)
+    model = VideoLM.load(str(folder))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p in model.hf.parameters():
+            if p.dim() > 1:
+                p.copy_(torch.randn(p.shape, generator=generator) * 0.15)
+    model.hf.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def model(model_folder) -> VideoLM:
+    return VideoLM.load(str(model_folder))
+
+
+@pytest.fixture
+def prompts(model) -> list:
+    """Three questions of different lengths: two about videos of different sizes and rates, one without a video."""
+    generator = torch.Generator().manual_seed(2)
+
+    def clip(T: int, side: int, fps: float) -> Clip:
+        frames = torch.randint(0, 256, (T, 3, side, side), generator=generator, dtype=torch.uint8)
+        return Clip(frames, torch.arange(T) / fps, fps)
+
+    qa = {"task": "qa", "options": ["red", "green"], "answer": "A"}
+    samples = [
+        ({"id": "a", "question": "which colour first?", "video": "a.mp4", **qa}, clip(6, 56, 2.0)),
+        ({"id": "b", "question": "which colour does the screen turn last, and why?", "video": "b.mp4", **qa}, clip(4, 84, 1.3)),
+        ({"id": "c", "question": "is there a colour?", **qa}, None),
+    ]
+    return [prepare(sample, clip, model.tokenizer, "answer") for sample, clip in samples]

@@ -1,0 +1,307 @@
+"""The policy gives the numbers of the unmodified library, whatever is shared, packed, cached or dropped on the way."""
+
+import filecmp
+
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText, AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+
+from grpo import encode_videos
+from model import VideoLM, sample_tokens
+
+
+def embeds_of(model, prompts):
+    return [model.embed(p.ids, video) for p, video in zip(prompts, encode_videos(model, prompts))]
+
+
+def positions_of(prompts):
+    return [p.positions for p in prompts]
+
+
+def completions(G=3, C=5, seed=0, vocab=200):
+    return torch.randint(20, vocab, (G, C), generator=torch.Generator().manual_seed(seed))
+
+
+def library_distribution(folder, prompt, row, temperature=1.0):
+    """By the unmodified library: log p over the vocabulary for each token of `row` and for the one behind it."""
+    hf = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, attn_implementation="eager")
+    config = hf.config
+    video = None
+    if prompt.patches is not None:
+        video = hf.model.visual(prompt.patches, grid_thw=torch.tensor([prompt.grid])).pooler_output
+    ids = torch.cat([prompt.ids, row])
+    embeds = hf.model.language_model.embed_tokens(ids)
+    if video is not None:
+        embeds = embeds.masked_scatter((ids == config.video_token_id)[:, None], video)
+    own = prompt.positions.max() + 1 + torch.arange(len(row))
+    positions = torch.cat([prompt.positions, own.expand(3, -1)], dim=1)[:, None]
+    states = hf.model.language_model(inputs_embeds=embeds[None], position_ids=positions, use_cache=False)
+    logits = hf.lm_head(states.last_hidden_state)[0, len(prompt.ids) - 1 :] / temperature
+    logits[:, [config.image_token_id, config.video_token_id, config.vision_start_token_id,
+               config.vision_end_token_id]] = float("-inf")  # fmt: skip
+    return logits.log_softmax(-1)  # (len(row) + 1, W)
+
+
+def library_logps(folder, prompt, tokens, temperature):
+    """(G, C), one full forward a completion."""
+    rows = [library_distribution(folder, prompt, row, temperature)[:-1].gather(-1, row[:, None]).squeeze(-1)
+            for row in tokens]  # fmt: skip
+    return torch.stack(rows)
+
+
+# --- scoring -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_scores_are_those_of_the_unmodified_library(model, model_folder, prompts, temperature):
+    """Catches a wrong mask, position, cut or temperature anywhere in the packed forward: peers drop fps here, or score at
+    another temperature than they sample at."""
+    tokens = [completions(seed=i, C=4 + i) for i in range(3)]
+    with torch.no_grad():
+        ours = model.logprobs_packed(embeds_of(model, prompts), positions_of(prompts), tokens, temperature)
+        for prompt, t, mine in zip(prompts, tokens, ours):
+            torch.testing.assert_close(mine, library_logps(model_folder, prompt, t, temperature), atol=2e-5, rtol=1e-5)
+
+
+def gradients(model, prompts, tokens, share_prefix):
+    model.hf.zero_grad()
+    logps = model.logprobs_packed(embeds_of(model, prompts), positions_of(prompts), tokens, 1.0, share_prefix)
+    weights = [torch.linspace(-1, 1, lp.numel()).view(lp.shape) for lp in logps]
+    sum((lp * w).sum() for lp, w in zip(logps, weights)).backward()
+    return [lp.detach() for lp in logps], {n: p.grad.clone() for n, p in model.hf.named_parameters() if p.grad is not None}
+
+
+def test_sharing_the_prompt_changes_neither_values_nor_gradients(model, prompts):
+    """The repeated prompt is what everybody else computes; sharing it must be an optimisation, not an approximation."""
+    tokens = [completions(seed=i) for i in range(3)]
+    shared, shared_grads = gradients(model, prompts, tokens, True)
+    repeated, repeated_grads = gradients(model, prompts, tokens, False)
+    for a, b in zip(shared, repeated):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+    assert shared_grads.keys() == repeated_grads.keys() and any("visual" in name for name in shared_grads)
+    largest = max(g.abs().max() for g in repeated_grads.values())
+    for name in shared_grads:
+        assert (shared_grads[name] - repeated_grads[name]).abs().max() < 1e-5 * largest, name
+
+
+def test_gradient_checkpointing_changes_nothing(model, prompts):
+    """The library's checkpointing turns its own cache off; the shared prefix must survive being recomputed backward."""
+    tokens = [completions(seed=i) for i in range(3)]
+    plain, plain_grads = gradients(model, prompts, tokens, True)
+    model.hf.gradient_checkpointing_enable({"use_reentrant": False})
+    layers_ran = []
+    model.text.layers[0].mlp.register_forward_pre_hook(lambda *_: layers_ran.append(1))
+    checked, checked_grads = gradients(model, prompts, tokens, True)
+    assert len(layers_ran) == 2  # once forward, once backward: it was really on
+    for a, b in zip(plain, checked):
+        torch.testing.assert_close(a, b)
+    for name in plain_grads:
+        torch.testing.assert_close(plain_grads[name], checked_grads[name], atol=1e-6, rtol=1e-5)
+
+
+def test_completions_of_a_group_do_not_see_each_other(model, prompts):
+    """A packed row holds all G of them: a leak would let one completion read the answer of another."""
+    tokens = completions(G=3)
+    other = tokens.clone()
+    other[1:] = completions(G=2, seed=9)
+    with torch.no_grad():
+        embeds, positions = embeds_of(model, prompts)[0], prompts[0].positions
+        a, b = (model.logprobs(embeds, positions, t, 1.0) for t in (tokens, other))
+    torch.testing.assert_close(a[0], b[0], atol=1e-6, rtol=0)
+    assert (a[1:] - b[1:]).abs().max() > 0.1
+
+
+def test_padding_behind_a_completion_changes_nothing(model, prompts):
+    """Rows of a group have different lengths; what stands behind an end token must not reach the tokens before it."""
+    tokens = completions(C=4)
+    padded = torch.cat([tokens, torch.zeros(3, 6, dtype=torch.long)], dim=1)
+    with torch.no_grad():
+        embeds, positions = embeds_of(model, prompts)[1], prompts[1].positions
+        torch.testing.assert_close(model.logprobs(embeds, positions, tokens, 1.0),
+                                   model.logprobs(embeds, positions, padded, 1.0)[:, :4], atol=1e-5, rtol=0)  # fmt: skip
+
+
+def test_packing_questions_changes_nothing(model, prompts):
+    """How many questions share a pass is a matter of memory only."""
+    tokens = [completions(seed=i, C=3 + i) for i in range(3)]
+    with torch.no_grad():
+        together = model.logprobs_packed(embeds_of(model, prompts), positions_of(prompts), tokens, 1.0)
+        for i, prompt in enumerate(prompts):
+            alone = model.logprobs(embeds_of(model, [prompt])[0], prompt.positions, tokens[i], 1.0)
+            torch.testing.assert_close(together[i], alone, atol=1e-5, rtol=0)
+    assert model.pack([5, 5, 5]) == [[0, 1, 2]]
+    model.pack_tokens = 10
+    assert model.pack([5, 5, 5, 30, 1]) == [[0, 1], [2], [3], [4]]
+
+
+def test_logits_in_pieces_are_the_same_logits(model):
+    """Long groups are scored a few rows at a time, with the logits recomputed backward."""
+    states = torch.randn(4, 6, 96, requires_grad=True)
+    tokens = completions(G=4, C=6)
+    results = []
+    for rows in (5, 4096):
+        logps = model._token_logps(states, tokens, 0.7, rows=rows)
+        (grad,) = torch.autograd.grad(logps.square().sum(), states)
+        results.append((logps.detach(), grad))
+    torch.testing.assert_close(results[0], results[1])
+
+
+def test_time_reaches_the_model_through_the_positions(model, prompts):
+    """Frames a second at which a clip was sampled changes only the time axis; dropping it was peers' commonest bug."""
+    embeds, tokens = embeds_of(model, prompts)[0].detach(), completions()
+    slower = prompts[0].positions.clone()
+    slower[0] = slower[0] * 3
+    with torch.no_grad():
+        difference = model.logprobs(embeds, prompts[0].positions, tokens, 1.0) - model.logprobs(embeds, slower, tokens, 1.0)
+    assert difference.abs().max() > 1e-3
+
+
+# --- sampling ------------------------------------------------------------------------------------------------------------
+
+
+def sample(model, prompts, **changes):
+    settings = {"group_size": 4, "max_new_tokens": 12, "temperature": 1.0, "seeds": [11, 22, 33][: len(prompts)]} | changes
+    with torch.no_grad():
+        return model.generate(embeds_of(model, prompts), positions_of(prompts), **settings)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_what_is_sampled_is_what_is_scored(model, prompts, temperature):
+    """|log p when sampled - log p when scored| is the alarm for every mismatch of positions, masks or temperature."""
+    for prompt, (tokens, logps) in zip(prompts, sample(model, prompts, temperature=temperature)):
+        with torch.no_grad():
+            scored = model.logprobs(embeds_of(model, [prompt])[0], prompt.positions, tokens, temperature)
+        written = torch.cumsum(torch.isin(tokens, torch.tensor(model.eos_ids)).long(), 1) <= 1
+        assert ((scored - logps).abs() * written * (logps != 0)).max() < 2e-5
+        assert (logps < 0).any()
+
+
+def test_a_sample_depends_on_its_seed_and_on_nothing_else_in_the_batch(model, prompts):
+    """The world size and the batch decide which questions run together; they must not change what is drawn."""
+    together = sample(model, prompts)
+    for i, prompt in enumerate(prompts):
+        (tokens, logps), = sample(model, [prompt], seeds=[[11, 22, 33][i]])  # fmt: skip
+        assert torch.equal(tokens, together[i][0])
+        torch.testing.assert_close(logps, together[i][1], atol=1e-5, rtol=0)
+    assert not torch.equal(sample(model, prompts[:1], seeds=[12])[0][0], together[0][0])
+
+
+def test_the_group_varies_although_the_checkpoint_says_top_k_1(model_folder, prompts):
+    """Qwen2.5-VL ships generation settings under which `generate()` returns G identical completions."""
+    model = VideoLM.load(str(model_folder))
+    model.hf.generation_config.update(top_k=1, do_sample=True, temperature=1e-6)
+    (tokens, _), = sample(model, prompts[:1], group_size=8)  # fmt: skip
+    assert len({tuple(row.tolist()) for row in tokens}) > 4
+
+
+def test_temperature_0_is_the_arg_max(model, model_folder, prompts):
+    """Greedy decoding against the library, token by token, by the full forward of what was said so far."""
+    (tokens, _), = sample(model, prompts[1:2], temperature=0.0, group_size=1, max_new_tokens=6)  # fmt: skip
+    said = tokens[0]
+    with torch.no_grad():
+        best = library_distribution(model_folder, prompts[1], said)[:-1].argmax(-1)
+    assert torch.equal(best, said)
+
+
+def test_vision_placeholders_are_neither_sampled_nor_scored(model, prompts):
+    """A sampled <|video_pad|> would be taken for a piece of video later: 'tokens 2601, features 2600' after hours."""
+    with torch.no_grad():
+        model.lm_head.weight[model.banned_ids] += 5.0 * model.lm_head.weight.mean(0)
+    for tokens, _ in sample(model, prompts, group_size=16, max_new_tokens=20):
+        assert not torch.isin(tokens, torch.tensor(model.banned_ids)).any()
+    with torch.no_grad():
+        embeds = embeds_of(model, prompts)[0]
+        logps = model.logprobs(embeds, prompts[0].positions, torch.tensor([[model.video_token_id, 30]]), 1.0)
+    assert logps[0, 0] == float("-inf") and torch.isfinite(logps[0, 1])
+
+
+def test_rows_end_at_any_end_token_and_are_padded_behind_it(model, prompts):
+    """Rows that ended leave the batch: the others must go on undisturbed, and nothing may be written behind an end."""
+    model.eos_ids = list(range(40, 300, 2))  # about half of the tokens end a completion: rows leave at every step
+    pad = model.tokenizer.pad_token_id
+    lengths = set()
+    for prompt, (tokens, logps) in zip(prompts, sample(model, prompts, group_size=8)):
+        with torch.no_grad():
+            scored = model.logprobs(embeds_of(model, [prompt])[0], prompt.positions, tokens, 1.0)
+        for row, lp, sc in zip(tokens.tolist(), logps, scored):
+            ends = [i for i, t in enumerate(row) if t in model.eos_ids]
+            length = ends[0] + 1 if ends else len(row)
+            lengths.add(length)
+            assert set(row[length:]) <= {pad} and not lp[length:].any()
+            torch.testing.assert_close(lp[:length], sc[:length], atol=2e-5, rtol=0)
+        assert tokens.shape[1] == max(len([t for t in row if t != pad]) for row in tokens.tolist())
+    assert len(lengths) > 3
+
+
+def test_a_completion_that_never_ends_is_cut_without_an_end_token(model, prompts):
+    """Truncated rows are counted and get no reward for ending; an end token that was never sampled must not appear."""
+    model.eos_ids = [model.tokenizer.pad_token_id]
+    with torch.no_grad():
+        model.lm_head.weight[model.eos_ids] = 0
+        model.text.norm.weight *= 3
+    (tokens, logps), = sample(model, prompts[:1], max_new_tokens=5)  # fmt: skip
+    assert tokens.shape == (4, 5) and (logps != 0).all()
+
+
+def test_inverting_the_cumulative_distribution_draws_the_distribution():
+    """Frequencies against probabilities, with impossible tokens at both ends: neither rounding nor u = 0 may pick them."""
+    p = torch.tensor([0.0, 0.5, 0.0, 0.3, 0.2, 0.0])
+    noise = (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000
+    drawn = sample_tokens(p.log().expand(10_000, -1), noise)
+    assert torch.bincount(drawn, minlength=6).tolist() == [0, 5000, 0, 3000, 2000, 0]
+    assert sample_tokens(p.log()[None], torch.zeros(1, dtype=torch.float64)).item() == 1
+    almost_one = torch.tensor([1 - 2**-53], dtype=torch.float64)
+    assert sample_tokens(p.log()[None], almost_one).item() == 4
+
+
+# --- files ---------------------------------------------------------------------------------------------------------------
+
+
+def test_another_architecture_is_refused_by_name(tmp_path, model_folder):
+    """Patches and positions are Qwen2.5-VL's; another model would train on nonsense without a word."""
+    from transformers import LlamaConfig
+
+    LlamaConfig().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="llama"):
+        VideoLM.load(str(tmp_path))
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(ValueError, match="config.json"):
+        VideoLM.load(str(empty))
+
+
+def test_what_is_saved_loads_like_any_published_checkpoint(model, model_folder, tmp_path):
+    """final/ without a tokenizer, template or preprocessor is of no use to anybody; weights must survive unchanged."""
+    with torch.no_grad():
+        model.text.norm.weight += 0.5
+    model.save(tmp_path / "final")
+    again = AutoModelForImageTextToText.from_pretrained(tmp_path / "final")
+    assert type(again) is Qwen2_5_VLForConditionalGeneration
+    for name, weight in model.hf.state_dict().items():
+        assert torch.equal(weight, again.state_dict()[name]), name
+    text = "<|im_start|>user\nis it red?<|im_end|>\n"
+    assert AutoTokenizer.from_pretrained(tmp_path / "final")(text) == model.tokenizer(text)
+    chat = [{"role": "user", "content": [{"type": "text", "text": "hm?"}, {"type": "video"}]}]
+    assert AutoTokenizer.from_pretrained(tmp_path / "final").apply_chat_template(chat, tokenize=False) == (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\nhm?<|vision_start|><|video_pad|>"
+        "<|vision_end|><|im_end|>\n")  # fmt: skip
+    for file in ("preprocessor_config.json", "generation_config.json"):
+        assert filecmp.cmp(model_folder / file, tmp_path / "final" / file, shallow=False), file
+
+
+def test_a_prompt_and_a_video_that_do_not_fit_are_refused(model, prompts):
+    """masked_scatter silently takes the first rows of a video that is too long."""
+    video = encode_videos(model, prompts[:1])[0].detach()
+    with pytest.raises(ValueError, match="placeholders"):
+        model.embed(prompts[0].ids, video[:-1])
+    with pytest.raises(ValueError, match="placeholders"):
+        model.embed(prompts[0].ids, None)
+
+
+def test_videos_in_one_pass_do_not_see_each_other(model, prompts):
+    """Several videos share a pass of the vision tower; each must come out as if it were alone."""
+    with torch.no_grad():
+        together = encode_videos(model, prompts)
+        for i in (0, 1):
+            torch.testing.assert_close(together[i], encode_videos(model, [prompts[i]])[0], atol=1e-5, rtol=1e-5)
+        assert together[2] is None
