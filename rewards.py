@@ -1,0 +1,561 @@
+"""What is a good answer? A completion goes in as plain text, numbers in [0, 1] come out.
+
+    <think> it is lifted after 12 s </think> <answer> 12.54 to 17.83 </answer>
+
+Every task has a reward for *what* was answered and one for *how*: `format` is 1 or 0, the others measure the answer
+against the annotation, in time (`temporal_iou`), in space (`box_iou`) or as right or wrong (`accuracy`). Training and
+evaluation call the same functions, so what is optimised is what is reported.
+
+Read in this order: three overlap measures; the blocks of a completion; one parser for each kind of answer; the truth
+of a sample; `score`; the command line `python rewards.py completions.jsonl`.
+
+Two decisions shape everything below. Malformed model output is normal and scores 0 with a reason; a malformed *sample*
+is a mistake in the data and raises. And an answer is never repaired: swapping a reversed one or clipping it to the
+video would pay for something that the model did not say.
+
+Left out on purpose: rewards that need another model as a judge (captions), rewards for length, partial credit for
+unreadable answers. The published parsers differ between training and evaluation; here there is one.
+"""
+
+import argparse
+import json
+import math
+import re
+import reprlib
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from string import ascii_uppercase
+from typing import Any, BinaryIO, NamedTuple
+
+Span = tuple[float, float]  # start, end in seconds
+Box = Sequence[float]  # x0, y0, x1, y1, normalised to [0, 1]
+
+
+class Score(NamedTuple):
+    """The reward of one completion.
+
+    `parts` has the same names for every completion of a task. `reason` is "ok", or why some part is 0.
+    """
+
+    total: float
+    parts: dict[str, float]
+    reason: str
+
+
+# Reasons that mean "nobody can tell what was answered"; evaluation counts them as parse failures. An answer that is no
+# possible answer at all is among them: a reversed interval is no interval, a letter that is not offered is no choice
+# (and in "I do not know" the only capital is no choice either: the two cannot be told apart). The remaining reasons,
+# no_overlap, wrong_choice, wrong_label and bad_format, belong to answers that can be read.
+UNREADABLE = frozenset({
+    "no_answer_tag", "no_glue_tag", "empty_answer", "bad_interval", "reversed_interval", "bad_glue", "bad_boxes",
+    "bad_choice", "two_letters",
+})
+
+
+# ---- Overlap in time and space ---------------------------------------------------------------------------------------
+
+
+def temporal_iou(prediction: Span, truth: Span) -> float:
+    """Intersection over union of two intervals, in [0, 1] (VideoChat-R1's R_iou, Temporal-R1's IoU).
+
+    A reversed prediction scores 0. A reversed truth is sorted: four annotations of Charades-STA are, and would
+    otherwise be out of reach for ever.
+
+    >>> temporal_iou((12, 18), (10, 20))
+    0.6
+    >>> temporal_iou((18, 12), (10, 20)), temporal_iou((13, 38), (38, 13))
+    (0.0, 1.0)
+    """
+    (start, end), (true_start, true_end) = prediction, sorted(truth)
+    # The overlap of a reversed interval is negative, as that of disjoint ones, so neither needs a case of its own.
+    # The hull equals the union whenever the intervals overlap; where they do not, nothing is divided by it.
+    return ratio(min(end, true_end) - max(start, true_start), max(end, true_end) - min(start, true_start))
+
+
+def spans_iou(predictions: Sequence[Span], truths: Sequence[Span]) -> float:
+    """Intersection over union of two *sets* of seconds, in [0, 1] (VideoChat-R1's reward for grounded questions).
+
+    Overlapping and touching windows are merged on both sides first, so that naming a window twice gains nothing.
+    One reversed prediction makes the whole answer 0.
+
+    >>> round(spans_iou([(5, 10), (7, 12)], [(5, 10), (20, 25)]), 4)
+    0.4167
+    """
+    if not all(start <= end for start, end in predictions):  # a negative length would shrink the union
+        return 0.0
+    predicted, true = merge(predictions), merge(sorted(truth) for truth in truths)
+    shared = sum(max(0.0, min(e, te) - max(s, ts)) for s, e in predicted for ts, te in true)
+    return ratio(shared, sum(e - s for s, e in predicted) + sum(e - s for s, e in true) - shared)
+
+
+def merge(spans: Iterable[Sequence[float]]) -> list[list[float]]:
+    """The same seconds as disjoint [start, end], in order; what only touches becomes one."""
+    merged: list[list[float]] = []
+    for start, end in sorted(map(tuple, spans)):  # lists and tuples do not compare
+        if merged and start <= merged[-1][1]:
+            merged[-1][1] = max(merged[-1][1], end)
+        else:
+            merged.append([start, end])
+    return merged
+
+
+def box_iou(box: Box, other: Box) -> float:
+    """Intersection over union of two boxes (x0, y0, x1, y1), in [0, 1]; 0 if either has swapped corners or no area.
+
+    >>> box_iou((0.0, 0.0, 0.5, 0.5), (0.25, 0.0, 0.75, 0.5))
+    0.3333333333333333
+    """
+    (x0, y0, x1, y1), (u0, v0, u1, v1) = box, other
+    # Swapped corners make a side of the overlap negative, and the product of two of those must not count as an area.
+    shared = max(0.0, min(x1, u1) - max(x0, u0)) * max(0.0, min(y1, v1) - max(y0, v0))
+    return ratio(shared, (x1 - x0) * (y1 - y0) + (u1 - u0) * (v1 - v0) - shared)
+
+
+def ratio(shared: float, union: float) -> float:
+    """shared / union in [0, 1]; 0 where the union is empty, or so large that it overflowed to inf or nan."""
+    if not 0 < union < math.inf:  # also for nan: every comparison with it is false
+        return 0.0
+    return min(max(shared / union, 0.0), 1.0)  # sums of several windows round differently: 1.0000000000000004 occurs
+
+
+# ---- The blocks of a completion --------------------------------------------------------------------------------------
+
+
+def last_block(completion: str, tag: str) -> tuple[str | None, str]:
+    """The text of the last complete <tag> … </tag>: (text, "ok") or (None, "no_answer_tag" or "no_glue_tag").
+
+    The last one, because a model likes to draft an answer inside its thought. It runs from the last opening tag that
+    is closed at all to the nearest closing tag; an unclosed block does not exist.
+
+    >>> last_block("<think><answer>1 to 2</answer></think> <answer>3 to 4</answer> <answer>5", "answer")
+    ('3 to 4', 'ok')
+    """
+    start = completion.rfind(f"<{tag}>", 0, max(0, completion.rfind(f"</{tag}>")))
+    if start < 0:
+        return None, f"no_{tag}_tag"
+    start += len(f"<{tag}>")
+    return completion[start:completion.index(f"</{tag}>", start)], "ok"
+
+
+def blocks_are_right(sample: dict, completion: str) -> bool:
+    """Is the completion exactly the blocks that its prompt asks for, with nothing but white space around them?
+
+    A prompt without thinking (`"think": false` in the sample) asks for no thought, so there one is as wrong as its
+    absence is elsewhere. No tag of a block may occur twice: with two answers in one completion the model could hedge.
+    Other tags, such as the <timestep> that VideoChat-R1 asks for inside the thought, may occur there at will.
+    """
+    thinks = sample.get("think") is not False
+    blocks = ["think"] * thinks + ["answer"] + ["glue"] * (sample["task"] == "gqa")
+    # Counting first keeps the lazy dots below linear: every tag has one place at most where it can match.
+    if any(completion.count(tag) > 1 for name in ("think", "answer", "glue") for tag in (f"<{name}>", f"</{name}>")):
+        return False
+    if not thinks and ("<think>" in completion or "</think>" in completion):
+        return False
+    pattern = r"\s*+".join(f"<{name}>.*?</{name}>" for name in blocks)
+    return re.fullmatch(pattern, completion.strip(), re.DOTALL) is not None
+
+
+def read(completion: str, tag: str, parse: Callable[[str], tuple[Any, str]]) -> tuple[Any, str]:
+    """The last <tag> block through a parser: (value, "ok") or (None, reason)."""
+    text, reason = last_block(completion, tag)
+    return (None, reason) if text is None else parse(text)
+
+
+# ---- One parser for each kind of answer: text -> (value, "ok") or (None, reason) -------------------------------------
+#
+# Models write nonsense, and long nonsense. So there is no `eval` and no nested repetition: possessive quantifiers
+# (`++`, `*+`) never give back what they took, which keeps each pattern linear in the length of its text.
+
+# 12, 12.5, 12., .5, 1e1, m:ss and h:mm:ss
+TIME = r"(?:[0-9]++(?::[0-5][0-9]){0,2}(?:\.[0-9]*+)?|\.[0-9]++)(?:e[-+]?[0-9]++)?"
+PAIR = re.compile(rf"""
+    (?: (?<![\w.-]) (?<![0-9]:) (-?)    # a number begins here, not in the middle of a word, a number or 1:75; a minus
+      | (?<=\w-) )                      # is its sign, unless it follows a word or number as the one in 12.0-18.0 does
+    (?= ({TIME}) \s*+ (?:seconds?|s)? \s*+ (?:to|and|-) \s*+ (-?) ({TIME})
+        (?:seconds?|s)? (?! \w | [.:]?[0-9] ) )     # nor may the second number end in the middle of one
+    """, re.IGNORECASE | re.VERBOSE)
+
+
+def parse_interval(text: str) -> tuple[Span | None, str]:
+    """Seconds (start, end) from `12.54 to 17.83` or `{"start_time": "12.54", "end_time": "17.83"}`.
+
+    Of several pairs the last one counts. Reasons: bad_interval (none, or not finite), reversed_interval.
+
+    >>> parse_interval("The event lasts from 0:05 to 12.5 seconds.")
+    ((5.0, 12.5), 'ok')
+    >>> parse_interval("-5 - 20"), parse_interval("12.0-18.0")
+    (((-5.0, 20.0), 'ok'), ((12.0, 18.0), 'ok'))
+    """
+    span = json_interval(text)
+    if span is None:
+        pair = None
+        # The pattern looks ahead without consuming, so pairs may share a number: "event 1 - 12 to 18" ends in 12 to 18.
+        for pair in PAIR.finditer(text.replace("–", "-").replace("−", "-")):  # en dash, and the true minus sign
+            pass
+        if pair is None:
+            return None, "bad_interval"
+        span = seconds(pair[1], pair[2]), seconds(pair[3], pair[4])
+    if not all(map(math.isfinite, span)):
+        return None, "bad_interval"
+    return (span, "ok") if span[0] <= span[1] else (None, "reversed_interval")
+
+
+def seconds(sign: str | None, time: str) -> float:
+    """("-", "1:05.5") -> -65.5; a number too large for a float becomes inf."""
+    total = 0.0
+    for field in time.split(":"):
+        total = 60 * total + float(field)
+    return -total if sign else total
+
+
+def json_interval(text: str) -> Span | None:
+    """The two times of Temporal-R1's JSON object, nan where one is missing or no number; None if it is no object."""
+    try:
+        # parse_int=float: an integer of more than 4,300 digits is an error, as a float it is only inf.
+        answer = json.loads(text.strip(), parse_int=float) if text.lstrip().startswith("{") else None
+    except (ValueError, RecursionError):  # broken, or nested deeper than Python's stack
+        return None
+    return None if answer is None else (json_number(answer.get("start_time")), json_number(answer.get("end_time")))
+
+
+def json_number(value: Any) -> float:
+    """A JSON number, quoted or not; nan for everything else, a number with its unit too."""
+    try:
+        return float(value) if isinstance(value, (str, float)) else math.nan
+    except ValueError:
+        return math.nan
+
+
+ROW = re.compile(r"\[([^][()]*+)\]|\(([^][()]*+)\)")  # one [ … ] or ( … ) with no bracket inside
+NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?(?:[eE][-+]?[0-9]++)?")  # as in JSON: neither .5 nor 05
+QUOTED = re.compile(r"\"[^\"]*+\"|'[^']*+'")
+
+
+def parse_rows(text: str) -> list[tuple[str, list[str]]] | None:
+    """A list of flat lists or tuples as (bracket, cells); None if it is anything else.
+
+    The cells stay text: numbers, or quoted strings that the caller may refuse. The nesting is two levels deep by
+    definition, so cutting at brackets and commas is enough, and no text can exhaust a stack.
+
+    >>> parse_rows("[(1, 2.5), ['a', 3],]")
+    [('(', ['1', '2.5']), ('[', ["'a'", '3'])]
+    """
+    text = text.strip()
+    if len(text) < 2 or text[0] != "[" or text[-1] != "]":
+        return None
+    pieces = ROW.split(text[1:-1])  # gap, inside of [] or None, inside of () or None, gap, …, gap
+    gaps = [gap.strip() for gap in pieces[::3]]
+    if gaps[0] or any(gap != "," for gap in gaps[1:-1]) or gaps[-1] not in ("", ","):
+        return None
+    rows = []
+    for in_list, in_tuple in zip(pieces[1::3], pieces[2::3], strict=True):
+        cells = [cell.strip() for cell in (in_tuple if in_list is None else in_list).split(",")]
+        if not cells[-1]:
+            cells.pop()  # a trailing comma, or an empty row
+        if not all(NUMBER.fullmatch(cell) or QUOTED.fullmatch(cell) for cell in cells):
+            return None
+        rows.append(("(" if in_list is None else "[", cells))
+    return rows
+
+
+def numbers(cells: list[str]) -> list[float] | None:
+    """The cells as floats (inf where one overflows); None if one is a quoted string."""
+    return [float(cell) for cell in cells] if all(map(NUMBER.fullmatch, cells)) else None
+
+
+def parse_windows(text: str) -> tuple[list[Span] | None, str]:
+    """The windows of a <glue> block, in the order written; `[]` is valid and names none.
+
+    Reasons: bad_glue (no list of pairs of finite numbers), reversed_interval.
+
+    >>> parse_windows("[(5.2, 10.4), [12, 15],]")
+    ([(5.2, 10.4), (12.0, 15.0)], 'ok')
+    """
+    rows = parse_rows(text)
+    windows = None if rows is None else [numbers(cells) for _, cells in rows]
+    if windows is None or not all(w and len(w) == 2 and all(map(math.isfinite, w)) for w in windows):
+        return None, "bad_glue"
+    if any(start > end for start, end in windows):
+        return None, "reversed_interval"
+    return [(start, end) for start, end in windows], "ok"
+
+
+def box_cells(text: str) -> list[list[str]] | None:
+    """The cells of a list of exactly 8 lists of 4, the form the tracking prompt asks for; None for anything else."""
+    rows = parse_rows(text)
+    if rows is None or [(bracket, len(cells)) for bracket, cells in rows] != [("[", 4)] * 8:
+        return None
+    return [cells for _, cells in rows]
+
+
+def parse_boxes(text: str) -> tuple[list[list[float]] | None, str]:
+    """The 8 boxes of a tracking answer, as written, out of range or not. Reason: bad_boxes."""
+    cells = box_cells(text)
+    boxes = None if cells is None else [numbers(row) for row in cells]
+    return (None, "bad_boxes") if boxes is None or None in boxes else (boxes, "ok")
+
+
+# A capital that stands alone: "(C)", "C:", not the one in "Dancing", "C3", "A-frame" or "D's".
+LETTER = re.compile(r"(?<!\w)(?<!\w[-'’])[A-Z](?!\w|[-'’]\w)")
+LOWER_CASE = re.compile(r"[a-z](?!\w|[-'’]\w)")
+NO_WORD = re.compile(r"\W*+")
+ARTICLE = re.compile(r"A\s++(?!(?:and|or)\b)[^\W\d_]{2}")  # "A man", but neither "A or B" nor "A."
+
+
+def parse_letter(text: str, options: Sequence[str]) -> tuple[str | None, str]:
+    """The one offered letter that the text names, as a capital. Reasons: bad_choice (none), two_letters.
+
+    The text of an option may hold capitals of its own ("A red ball", "Plan B"); they are no choices. At the very
+    start of the answer a letter is the choice, whatever follows, and may be lower case there.
+
+    >>> options = ["a dog", "A red ball", "unwrap it"]
+    >>> [parse_letter(text, options)[0] for text in ("c", "Answer: (C) unwrap it", "I think it is C", "B. A red ball")]
+    ['C', 'C', 'C', 'B']
+    >>> [parse_letter(text, options)[1] for text in ("Dancing", "F", "A or C")]
+    ['bad_choice', 'bad_choice', 'two_letters']
+    """
+    offered = ascii_uppercase[:len(options)]
+    # An option of one word could be a letter itself: some questions ask which letter was written.
+    phrases = [option.strip() for option in options if len(option.split()) > 1]
+    start = NO_WORD.match(text).end()
+    if LOWER_CASE.match(text, start):
+        text = text[:start] + text[start].upper() + text[start + 1:]
+    found, position = set(), 0
+    while match := LETTER.search(text, position):
+        letter, position = match[0], match.end()
+        quoted = match.start() > start and any(stands_at(text, match.start(), phrase) for phrase in phrases)
+        if letter not in offered or quoted:  # quoted: the article in "It is A red ball"
+            continue
+        found.add(letter)
+        if len(found) > 1:
+            return None, "two_letters"
+        position = after_option_text(text, position, options[offered.index(letter)].strip())
+    return (found.pop(), "ok") if found else (None, "bad_choice")
+
+
+def stands_at(text: str, position: int, phrase: str) -> bool:
+    return text[position:position + len(phrase)].lower() == phrase.lower()
+
+
+def after_option_text(text: str, position: int, option: str) -> int:
+    """Where to read on after a letter: behind its option's text if that follows, else behind an article."""
+    begin = NO_WORD.match(text, position).end()
+    if stands_at(text, begin, option):
+        return begin + len(option)
+    # A model may paraphrase the option: "(C) A man opens it" is C, although nothing in it is quoted.
+    return begin + 1 if ARTICLE.match(text, begin) else position
+
+
+def parse_label(text: str) -> tuple[str | None, str]:
+    """A class label, stripped and in lower case, nothing else changed. Reason: empty_answer."""
+    label = text.strip().lower()
+    return (label, "ok") if label else (None, "empty_answer")
+
+
+# ---- The truth of a sample: what is wrong here is the data's fault, and is said loudly -------------------------------
+
+
+def bad_sample(sample: dict, field: str, wanted: str) -> ValueError:
+    value = reprlib.repr(sample[field]) if field in sample else "missing"
+    return ValueError(f"sample {reprlib.repr(sample.get('id'))}: `{field}` must be {wanted}, but is {value}")
+
+
+def is_vector(value: Any, length: int) -> bool:
+    """A list (or tuple) of that many finite numbers?"""
+    return isinstance(value, (list, tuple)) and len(value) == length and all(
+        # Compared instead of math.isfinite, which raises for an integer that no float can hold.
+        isinstance(x, (int, float)) and not isinstance(x, bool) and abs(x) <= sys.float_info.max for x in value
+    )
+
+
+def true_spans(sample: dict) -> list[Span]:
+    """The annotated windows in seconds, as annotated: `temporal_iou` and `spans_iou` sort a reversed one."""
+    spans = sample.get("spans")
+    if not (isinstance(spans, (list, tuple)) and spans and all(is_vector(span, 2) for span in spans)):
+        raise bad_sample(sample, "spans", "a list of [start, end] in seconds")
+    if sample["task"] == "grounding" and len(spans) != 1:
+        raise bad_sample(sample, "spans", "exactly one [start, end] for grounding")
+    return [(float(start), float(end)) for start, end in spans]
+
+
+def true_boxes(sample: dict) -> list[list[float]]:
+    """The 8 annotated boxes; corners that the annotation swapped are sorted, as a reversed interval is."""
+    boxes = sample.get("boxes")
+    if not (isinstance(boxes, (list, tuple)) and len(boxes) == 8 and all(is_vector(box, 4) for box in boxes)):
+        raise bad_sample(sample, "boxes", "a list of 8 [x0, y0, x1, y1]")
+    return [[min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)] for x0, y0, x1, y1 in boxes]
+
+
+def true_letter(sample: dict) -> str:
+    """The right letter; the options are checked too, because they decide which letters are offered."""
+    options, answer = sample.get("options"), sample.get("answer")
+    if not (isinstance(options, (list, tuple)) and options and all(isinstance(option, str) for option in options)):
+        raise bad_sample(sample, "options", "the list of the option texts")
+    if not (isinstance(answer, str) and len(answer) == 1 and answer in ascii_uppercase[:len(options)]):
+        raise bad_sample(sample, "answer", f"one of the letters of its {len(options)} options")
+    return answer
+
+
+def true_label(sample: dict) -> str:
+    answer = sample.get("answer")
+    if not (isinstance(answer, str) and answer.strip()):
+        raise bad_sample(sample, "answer", "a label")
+    return answer.strip().lower()
+
+
+# ---- The reward ------------------------------------------------------------------------------------------------------
+
+
+def score(sample: dict, completion: str, mix: str = "sum") -> Score:
+    """The reward of one completion of one sample, for every possible text.
+
+    mix "sum" adds the parts up (VideoChat-R1); "temporal_r1" is 0.5 · task_score + 0.5 · format (Temporal-R1).
+    A task without a valid truth raises ValueError with the sample's id and the field.
+
+    >>> sample = {"id": "a", "task": "grounding", "spans": [[10, 20]]}
+    >>> score(sample, "<think>x</think> <answer>12.00 to 18.00</answer>")
+    Score(total=1.6, parts={'temporal_iou': 0.6, 'format': 1.0}, reason='ok')
+    >>> score(sample, "<answer>18.00 to 12.00</answer>").reason
+    'reversed_interval'
+    """
+    if mix not in ("sum", "temporal_r1"):
+        raise ValueError(f"unknown reward {mix!r}: choose sum or temporal_r1")
+    task = sample.get("task")
+    if task == "grounding":
+        measured = measure_grounding(sample, completion)
+    elif task == "gqa":
+        measured = measure_gqa(sample, completion)
+    elif task == "qa":
+        measured = measure_qa(sample, completion)
+    elif task == "tracking":
+        measured = measure_tracking(sample, completion)
+    elif task == "classification":
+        measured = measure_classification(sample, completion)
+    else:
+        raise bad_sample(sample, "task", "grounding, qa, gqa, tracking or classification")
+    parts = {name: value for name, (value, _) in measured.items()}
+    parts["format"] = float(format_is_right(sample, completion))
+    # Backwards, so that in gqa the answer's reason comes before the glue's.
+    reasons = [reason for _, reason in reversed(measured.values())] + ["ok" if parts["format"] else "bad_format"]
+    total = sum(parts.values()) if mix == "sum" else 0.5 * task_score(parts) + 0.5 * parts["format"]
+    return Score(total, parts, first_reason(reasons))
+
+
+def task_score(parts: dict[str, float]) -> float:
+    """The mean of the parts without `format`: how good the answer is, however it was written down."""
+    values = [value for name, value in parts.items() if name != "format"]
+    return sum(values) / len(values)
+
+
+def first_reason(reasons: list[str]) -> str:
+    """One reason for the log. What cannot be read comes first, or a wrong letter would hide an unreadable glue."""
+    failures = [reason for reason in reasons if reason != "ok"]
+    return next((reason for reason in failures if reason in UNREADABLE), failures[0] if failures else "ok")
+
+
+def format_is_right(sample: dict, completion: str) -> bool:
+    """The blocks that were asked for and, where the prompt prescribes their inside as a list, that list.
+
+    A wrong, reversed or disjoint answer keeps its format: what it says is measured by the other parts.
+    """
+    if sample["task"] == "gqa" and read(completion, "glue", parse_windows)[0] is None:
+        return False
+    # Not parse_boxes: eight lists of four quoted strings have the form, though no box can be read from them.
+    if sample["task"] == "tracking" and box_cells(last_block(completion, "answer")[0] or "") is None:
+        return False
+    return blocks_are_right(sample, completion)
+
+
+Measured = dict[str, tuple[float, str]]  # part -> (its value, why that is 0 or "ok")
+
+
+def measure(value: float, reason: str, wrong: str) -> tuple[float, str]:
+    """A value with its parser's reason, or with `wrong` where the answer could be read and earned nothing."""
+    return value, wrong if reason == "ok" and not value else reason
+
+
+def measure_grounding(sample: dict, completion: str) -> Measured:
+    """When does the event happen?"""
+    [truth] = true_spans(sample)
+    span, reason = read(completion, "answer", parse_interval)
+    return {"temporal_iou": measure(temporal_iou(span, truth) if span else 0.0, reason, "no_overlap")}
+
+
+def measure_qa(sample: dict, completion: str) -> Measured:
+    """Which option is right?"""
+    truth = true_letter(sample)
+    letter, reason = read(completion, "answer", lambda text: parse_letter(text, sample["options"]))
+    return {"accuracy": measure(float(letter == truth), reason, "wrong_choice")}
+
+
+def measure_gqa(sample: dict, completion: str) -> Measured:
+    """Which option is right, and which seconds of the video show it?"""
+    truths = true_spans(sample)
+    windows, reason = read(completion, "glue", parse_windows)
+    iou = spans_iou(windows, truths) if windows else 0.0
+    return {"temporal_iou": measure(iou, reason, "no_overlap"), **measure_qa(sample, completion)}
+
+
+def measure_tracking(sample: dict, completion: str) -> Measured:
+    """Where is the object in 8 frames? The mean over all 8, the given one among them, as in VideoChat-R1."""
+    truths = true_boxes(sample)
+    boxes, reason = read(completion, "answer", parse_boxes)
+    return {"box_iou": measure(sum(map(box_iou, boxes, truths)) / 8 if boxes else 0.0, reason, "no_overlap")}
+
+
+def measure_classification(sample: dict, completion: str) -> Measured:
+    """Which label? Equal to the last character: `high quality.` is wrong."""
+    truth = true_label(sample)
+    label, reason = read(completion, "answer", parse_label)
+    return {"accuracy": measure(float(label == truth), reason, "wrong_label")}
+
+
+# ---- python rewards.py completions.jsonl -----------------------------------------------------------------------------
+
+
+def score_line(line: bytes, mix: str) -> dict:
+    """One line of input, a sample with a "completion", to one object of output; ValueError if it is no such line."""
+    try:
+        sample = json.loads(line.decode("utf-8-sig"))  # -sig: files written on Windows may begin with a mark
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not JSON in UTF-8 ({error})") from None
+    if not isinstance(sample, dict):
+        raise ValueError(f"a line must be a JSON object, not {reprlib.repr(sample)}")
+    for field in ("id", "completion"):
+        if not isinstance(sample.get(field), str):
+            raise bad_sample(sample, field, "a string")
+    result = score(sample, sample["completion"], mix)
+    return {"id": sample["id"], "reward": result.total, "parts": result.parts, "reason": result.reason}
+
+
+def score_lines(lines: BinaryIO, mix: str) -> Iterator[dict]:
+    # A binary file ends its lines at \n only; as text it would also split inside strings, at U+2028 for example.
+    for number, line in enumerate(lines, start=1):
+        try:
+            yield score_line(line, mix)
+        except ValueError as error:
+            yield {"id": None, "error": f"line {number}: {error}"}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Score completions: one JSON object in, one out, for every line.")
+    parser.add_argument("completions", help='a file of samples with a "completion" each, or - for standard input')
+    parser.add_argument("--reward", choices=["sum", "temporal_r1"], default="sum",
+                        help="sum of the parts, or half the mean of the others plus half the format (default: sum)")
+    args = parser.parse_args()
+    try:
+        lines = sys.stdin.buffer if args.completions == "-" else open(args.completions, "rb")
+    except OSError as error:
+        parser.error(f"cannot read {args.completions}: {error.strerror}")
+    failed = False
+    with lines:
+        for result in score_lines(lines, args.reward):
+            failed |= "error" in result
+            # Half of a surrogate pair has no UTF-8 form; backslashreplace turns it into the JSON escape it came from.
+            text = json.dumps(result, ensure_ascii=False).encode("utf-8", "backslashreplace")
+            sys.stdout.buffer.write(text + b"\n")
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
