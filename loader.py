@@ -1,0 +1,293 @@
+"""Videos decoded ahead, in worker processes of our own, while the model computes.
+
+Real video collections hold files that make a decoder hang or crash. A hanging decoder must cost its own video a few
+seconds and nothing else, so each worker is a plain child process behind two pipes: it gets one job, has a deadline, and
+is killed and replaced when it misses it. (A `DataLoader` dies with its worker, and workers that are forked hang where
+decord was used before the fork.) Read `_Worker.ask` first, the rest is who waits for whom:
+
+    VideoLoader.submit(sample)  ->  a thread of DecodePool  ->  _Worker.ask  ==pipe==>  serve (python data.py worker)
+
+Left out: shared memory. A clip is a few megabytes after the resize, which the worker does; a pipe is fast enough.
+"""
+
+import os
+import pickle
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+from data import Clip, VideoError, VideoSettings, read_video, video_arguments
+
+STARTUP_SECONDS = 600  # importing torch from a busy network disk takes minutes; the deadline counts from after it
+ATTEMPTS = 2  # at a file that fails: a busy disk is no bad file, and a bad file must not cost its deadline every epoch
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The child's side
+
+
+def serve() -> None:
+    """Answer jobs from standard input on standard output until it closes; `python data.py worker` runs this."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a library prints must not get between the answers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers itself
+    torch.set_num_threads(1)  # there are as many workers as cores
+    jobs = queue.SimpleQueue()
+    threading.Thread(target=_read_jobs, args=(jobs,), daemon=True).start()
+    _send(answers, "ready")
+    while True:
+        _send(answers, run_job(*jobs.get()))
+
+
+def _read_jobs(jobs: queue.SimpleQueue) -> None:
+    """In a thread, so that the parent's end is seen also while a decoder hangs."""
+    try:
+        while True:
+            jobs.put(pickle.load(sys.stdin.buffer))
+    except EOFError:
+        os._exit(0)
+
+
+def run_job(kind: str, path: str, arguments: dict) -> tuple:
+    """("clip", frames, seconds, sample_fps), ("problem", text or None) or ("error", path, reason): only plain values,
+    because the child runs data.py as a script and its classes are not the parent's."""
+    try:
+        if kind == "inspect":
+            from check import inspect_video
+            return "problem", inspect_video(path, **arguments)
+        clip = read_video(path, **arguments)
+        return "clip", clip.frames.numpy(), clip.seconds.numpy(), clip.sample_fps
+    except VideoError as error:
+        return "error", error.path, error.reason
+
+
+def _send(pipe, message: object) -> None:
+    pickle.dump(message, pipe, protocol=5)
+    pipe.flush()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The parent's side
+
+
+class _Worker:
+    """One child process and its replacement when it hangs or dies."""
+
+    def __init__(self):
+        self.lock = threading.Lock()  # between start() in a thread of the pool and close() in the caller's
+        self.closed = False
+        self.start()
+
+    def start(self) -> None:
+        """Returns at once; the child imports torch while others work, and says "ready" before its first job."""
+        with self.lock:
+            if not self.closed:
+                self.process = subprocess.Popen([sys.executable, str(Path(__file__).with_name("data.py")), "worker"],
+                                                stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+                self.is_ready = False
+
+    def ask(self, job: tuple, seconds: float) -> tuple:
+        """The child's answer to one job. VideoError if it takes longer than `seconds` or dies over it."""
+        if self.process.poll() is not None:  # killed while it was idle: not this job's fault
+            self.end()
+            self.start()
+        if not self.is_ready:
+            if self._receive(STARTUP_SECONDS) != "ready":
+                status = self.end()
+                self.start()
+                raise RuntimeError(f"a decode worker did not start (exit status {status}); its message is above")
+            self.is_ready = True
+        try:
+            _send(self.process.stdin, job)
+        except OSError:  # it died just now; what follows says so
+            pass
+        answer = self._receive(seconds)
+        if isinstance(answer, tuple):
+            return answer
+        status = self.end()
+        self.start()
+        path = job[1]
+        raise VideoError(path, f"no answer in {seconds:g} s" if answer == "late"
+                         else f"the decoder died (exit status {status})")
+
+    def _receive(self, seconds: float) -> object:
+        """One message; "late" if the child had to be killed for it, "dead" if it ended by itself."""
+        late = threading.Event()
+        timer = threading.Timer(seconds, lambda: (late.set(), self.process.kill()))
+        timer.daemon = True
+        timer.start()
+        try:
+            message = pickle.load(self.process.stdout)
+        except (EOFError, OSError, ValueError, pickle.UnpicklingError):  # ValueError: close() shut the pipe
+            message = "dead"
+        timer.cancel()
+        timer.join()  # it may be just past the point of no return: then the child is dead, whatever it said
+        return "late" if late.is_set() else message
+
+    def end(self) -> int:
+        """Kill the child, reap it (no zombie) and return its exit status."""
+        self.process.kill()
+        status = self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            try:
+                pipe.close()
+            except OSError:  # an unsent job in the buffer of a broken pipe
+                pass
+        return status
+
+    def close(self) -> None:
+        with self.lock:
+            self.closed = True
+        self.process.kill()  # a thread that waits for an answer sees the pipe close
+
+
+class DecodePool:
+    """`num_workers` children that answer jobs in parallel; 0 runs them in the calling process, without a deadline."""
+
+    def __init__(self, num_workers: int, deadline: float = 60.0):
+        self.deadline = deadline
+        self.workers = [_Worker() for _ in range(num_workers)]
+        self.idle = queue.SimpleQueue()
+        for worker in self.workers:
+            self.idle.put(worker)
+        self.threads = ThreadPoolExecutor(num_workers, thread_name_prefix="decode") if num_workers else None
+
+    def submit(self, kind: str, path: str, arguments: dict, finish: Callable[[tuple], object]) -> Future:
+        """Future of `finish(answer)`; a video that cannot be read is the future's exception, a VideoError."""
+        if self.threads:
+            return self.threads.submit(self._run, (kind, path, arguments), finish)
+        future = Future()
+        try:
+            future.set_result(finish(_raise_error(run_job(kind, path, arguments))))
+        except VideoError as error:
+            future.set_exception(error)
+        return future
+
+    def _run(self, job: tuple, finish: Callable[[tuple], object]) -> object:
+        worker = self.idle.get()  # as many threads as workers: there always is one
+        try:
+            return finish(_raise_error(worker.ask(job, self.deadline)))
+        finally:
+            self.idle.put(worker)
+
+    def close(self) -> None:
+        """End the children, whatever they are doing; futures that were not begun are cancelled."""
+        if self.threads:
+            self.threads.shutdown(wait=False, cancel_futures=True)
+        for worker in self.workers:
+            worker.close()
+        if self.threads:
+            self.threads.shutdown()
+        for worker in self.workers:
+            worker.end()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+def _raise_error(answer: tuple) -> tuple:
+    if answer[0] == "error":
+        raise VideoError(*answer[1:])
+    return answer
+
+
+class VideoLoader:
+    """Clips of samples, decoded ahead: `submit` the next step's samples, then `load` this step's.
+
+    The result does not depend on the number of workers. What was submitted waits for its `load`, clip or failure, so
+    no file is decoded, or waited for, twice. Loaded clips are kept up to `cache_bytes` of memory, the least recently
+    used ones leave first: a small data set is decoded once and a large one streams through. Clips are shared: do not
+    write into them. Not for several threads.
+    """
+
+    def __init__(self, settings: VideoSettings = VideoSettings(), *, num_workers: int = 4, deadline: float = 60.0,
+                 cache_bytes: int = 2**30):
+        self.settings, self.cache_bytes = settings, cache_bytes
+        self.pool = DecodePool(num_workers, deadline)
+        self.ahead: dict[tuple, Future] = {}  # submitted and not yet loaded
+        self.cache: OrderedDict[tuple, Clip] = OrderedDict()  # loaded, least recently used first
+        self.cached_bytes = 0
+        self.failures: Counter[tuple] = Counter()
+
+    def submit(self, sample: dict) -> Future:
+        """Begin to decode. Future of the sample's Clip, of None for a text-only sample; a VideoError is its exception.
+
+        Samples that show the same part of the same file share a future.
+        """
+        if "video" not in sample:
+            return _finished(None)
+        key, arguments = _clip_key(sample, self.settings), video_arguments(sample, self.settings)
+        if key not in self.ahead:
+            self.ahead[key] = (_finished(self.cache[key]) if key in self.cache
+                               else self.pool.submit("read", sample["video"], arguments, _to_clip))
+        return self.ahead[key]
+
+    def load(self, sample: dict) -> Clip | None:
+        """The sample's clip, None for a text-only sample. Raises VideoError."""
+        if "video" not in sample:
+            return None
+        key, future = _clip_key(sample, self.settings), self.submit(sample)
+        try:
+            clip = future.result()
+        except VideoError:
+            self.failures[key] += 1
+            if self.failures[key] < ATTEMPTS:  # otherwise it stays, and fails at once from now on
+                del self.ahead[key]
+            raise
+        del self.ahead[key]
+        self._keep(key, clip)
+        return clip
+
+    def _keep(self, key: tuple, clip: Clip) -> None:
+        """Put the clip at the young end of the cache, and let clips go at the old end while there are too many."""
+        if key not in self.cache:
+            self.cached_bytes += clip.frames.nbytes
+        self.cache[key] = clip
+        self.cache.move_to_end(key)
+        while self.cached_bytes > self.cache_bytes:
+            self.cached_bytes -= self.cache.popitem(last=False)[1].frames.nbytes
+
+    def worker_pids(self) -> list[int]:
+        """Process ids of the workers there are now."""
+        return [worker.process.pid for worker in self.pool.workers]
+
+    def close(self) -> None:
+        """End the workers. Also done on leaving a `with` block."""
+        self.pool.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+def _to_clip(answer: tuple) -> Clip:
+    return Clip(torch.from_numpy(answer[1]), torch.from_numpy(answer[2]), answer[3])
+
+
+def _finished(result: Clip | None) -> Future:
+    future = Future()
+    future.set_result(result)
+    return future
+
+
+def _clip_key(sample: dict, settings: VideoSettings) -> tuple:
+    """All that a clip depends on. A file that was replaced in the meantime is another file."""
+    try:
+        status = os.stat(sample["video"])
+        version = (status.st_size, status.st_mtime_ns)
+    except OSError:  # no such file: decoding says so better
+        version = None
+    return sample["video"], version, repr(video_arguments(sample, settings))

@@ -1,0 +1,99 @@
+"""Files that decode without complaint and yet show the wrong thing, or too little: `check` must name them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from video_files import pictures, write_folder, write_video
+
+import data
+from check import check, inspect_video
+from data import VideoSettings, load_samples, video_arguments
+
+SETTINGS = VideoSettings(min_pixels=784)
+
+
+def problem(video, **fields):
+    sample = {"id": "x", "task": "qa", "video": str(video), **fields}
+    return inspect_video(str(video), duration=sample.get("duration"), **video_arguments(sample, SETTINGS))
+
+
+def test_ordinary_files_and_folders_are_good(tmp_path):
+    """A check that cries wolf is switched off."""
+    file = write_video(tmp_path / "good.mp4", pictures(40))
+    assert problem(file) is None and problem(file, duration=4.4) is None and problem(file, start=1, end=3) is None
+    assert problem(file, task="tracking") is None
+    assert problem(write_folder(tmp_path / "frames", pictures(6)), fps=10, duration=60) is None
+
+
+def test_a_shortened_file_is_named(tmp_path):
+    """A truncated .mkv opens, and silently is shorter: half of the events it is asked about are not in it."""
+    frames = np.random.default_rng(0).integers(0, 256, (40, 48, 64, 3), dtype=np.uint8)
+    file = write_video(tmp_path / "cut.mkv", frames, options={"crf": "20", "g": "4"})
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    assert problem(file) is None  # nobody can tell
+    assert "truncated: it holds" in problem(file, duration=4.0)
+
+
+def test_a_wrong_clock_is_named(tmp_path):
+    """Screen recordings: the average rate says the fifth second, the time stamp says the second."""
+    times = [0.1 * k for k in range(20)] + [2 + 0.5 * k for k in range(20)]
+    file = write_video(tmp_path / "v.mp4", pictures(40), times=times)
+    assert "variable frame rate: frame" in problem(file)
+
+
+def test_a_file_in_which_jumping_shows_other_frames_is_named(tmp_path):
+    """decord jumps into an open GOP and returns frames from behind the one it was asked for, without a word."""
+    frames = np.stack([np.full((64, 64, 3), 37 * k % 256, np.uint8) for k in range(120)])
+    options = {"x264-params": "keyint=24:min-keyint=24:scenecut=0:bframes=3:b-adapt=0"}
+    assert problem(write_video(tmp_path / "closed.mp4", frames, options=options)) is None
+    options["x264-params"] += ":open-gop=1"
+    assert "shows another frame" in problem(write_video(tmp_path / "open.mp4", frames, options=options))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_good_and_bad_samples_are_written_apart_in_order(tmp_path, num_workers):
+    """Every sample must be in exactly one of the two files, as it was written, or a data set shrinks unseen."""
+    write_video(tmp_path / "good.mp4", pictures(20))
+    (tmp_path / "bad.mp4").write_text("no video")
+    samples = [{"id": str(k), "task": "qa", "question": "?", "options": ["a"], "answer": "A", **more} for k, more in
+               enumerate([{"video": "bad.mp4"}, {"video": "good.mp4", "odd": "ü"}, {}, {"video": "absent.mp4"},
+                          {"video": "good.mp4"}, {"video": "good.mp4", "duration": 90}])]  # fmt: skip
+    file = tmp_path / "x.jsonl"
+    file.write_text("".join(json.dumps(sample) + "\n" for sample in samples))
+    assert check(str(file), tmp_path, settings=SETTINGS, num_workers=num_workers) == (3, 3)
+    good, bad = ([json.loads(line) for line in open(tmp_path / f"{name}.jsonl")] for name in ("good", "bad"))
+    assert good == [samples[1], samples[2], samples[4]]
+    assert [{key: sample[key] for key in sample if key != "reason"} for sample in bad] == [
+        samples[0], samples[3], samples[5]]  # fmt: skip
+    for word, sample in zip(("not a video", "no such file", "truncated"), bad):
+        assert word in sample["reason"]
+
+
+def test_the_exit_status_says_whether_all_are_good(tmp_path, capsys):
+    """A script that checks before it trains looks at the status, not at the text."""
+    (tmp_path / "videos").mkdir()
+    for name in ("1", "2"):
+        write_video(tmp_path / "videos" / f"{name}.mp4", pictures(8))
+    line = {"id": "a", "task": "qa", "question": "?", "options": ["a"], "answer": "A"}
+    file = tmp_path / "x.jsonl"
+
+    command = ["check", str(file), "--video_root", str(tmp_path / "videos"), "--out", str(tmp_path / "out"),
+               "--num_workers", "0"]  # fmt: skip
+
+    def write(*samples):
+        file.write_text("".join(json.dumps({**line, **sample}) + "\n" for sample in samples))
+
+    write({"video": "1.mp4"}, {"id": "b", "video": "2.mp4"})
+    assert data.run_command(data.parse_arguments(command)) == 0 and "2 good samples" in capsys.readouterr().out
+    assert load_samples([f"{tmp_path / 'out' / 'good.jsonl'}@/videos"])[0]["video"] == "/videos/1.mp4"
+    write({"video": "1.mp4"}, {"id": "b", "video": "3.mp4"})
+    script = [sys.executable, str(Path(__file__).parent.parent / "data.py")]
+    done = subprocess.run(script + command, capture_output=True, text=True)
+    assert done.returncode == 1 and "1 bad" in done.stdout
+    write({"task": "vqa"})
+    with pytest.raises(ValueError, match="x.jsonl:1: field 'task'"):
+        data.run_command(data.parse_arguments(command))

@@ -1,0 +1,123 @@
+"""The synthetic task is real files, honest labels, and nothing a blind model could score on."""
+
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+import data
+import eval
+import rewards
+import toy
+from model import VideoLM
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    out = tmp_path_factory.mktemp("toy")
+    toy.write_dataset(out, train=6, eval=24, seed=3)
+    return out
+
+
+def test_the_files_load_and_every_video_decodes(folder):
+    """A toy whose files were anything but ordinary would test nothing of the path that real data takes."""
+    for name, clips in (("train", 6), ("eval", 24)):
+        samples = data.load_samples([str(folder / f"{name}.jsonl")])
+        assert len({s["video"] for s in samples}) == clips
+        assert {s["task"] for s in samples} == set(data.TASKS)
+        for sample in samples[:16]:
+            clip = data.read_sample(sample)
+            assert clip.frames.shape[0] == (8 if sample["task"] == "tracking" else 2 * toy.DURATION)
+
+
+def test_the_screen_has_the_colour_that_the_labels_say(folder):
+    """Labels against pixels, frame by frame, after H.264 and the sampler: an off-by-one second would cap every score."""
+    for sample in data.load_samples([str(folder / "eval.jsonl")], tasks=["grounding"])[:12]:
+        clip = data.read_sample(sample, data.VideoSettings(min_pixels=4 * 784))
+        colour = torch.tensor(toy.COLOURS[sample["question"].split()[-1]], dtype=torch.float)
+        middle = clip.frames.float().flatten(2).median(dim=2).values  # (T, 3): the square hides no more than a part
+        (start, end), = sample["spans"]  # fmt: skip
+        for second, seen in zip(clip.seconds.tolist(), middle):
+            is_tinted = (seen - colour).norm() < 80
+            assert bool(is_tinted) == (start <= second < end), (sample["id"], second)
+
+
+def test_boxes_are_where_the_square_is(folder):
+    """Tracking shows the eight annotated frames; the boxes must belong to those very frames."""
+    for sample in data.load_samples([str(folder / "eval.jsonl")], tasks=["tracking"])[:8]:
+        clip = data.read_sample(sample, data.VideoSettings(min_pixels=4 * 784))
+        for frame, box in zip(clip.frames.float().mean(1), sample["boxes"]):
+            ys, xs = np.nonzero(frame.numpy() > 200)
+            found = [xs.min() / 56, ys.min() / 56, (xs.max() + 1) / 56, (ys.max() + 1) / 56]
+            assert rewards.box_iou(found, box) > 0.7
+
+
+def test_blind_answers_score_low():
+    """If the whole video, a constant span or the most frequent letter scored, a rising curve would mean nothing."""
+    rng = np.random.default_rng(0)
+    samples = []
+    for i in range(600):
+        duration, events = toy.draw_events(rng)
+        boxes = toy.draw_path(rng, duration * toy.FPS)
+        samples += toy.make_samples(rng, f"x-{i}", duration, events, boxes, bool(i % 2), every=False)
+    baselines = eval.blind_baselines(samples)
+    assert baselines["whole_video"]["grounding/mIoU"] < 0.35
+    assert baselines["best_constant_span"]["grounding/mIoU"] < 0.42
+    assert baselines["most_frequent_letter"]["qa/accuracy"] < 0.32
+    assert baselines["most_frequent_letter"]["classification/accuracy"] < 0.55
+    assert baselines["start_box_copied"]["tracking/AO"] < 0.6
+
+
+def test_events_are_whole_seconds_a_second_apart_inside_the_clip():
+    """Overlapping or cut events would make labels that no answer can match."""
+    rng = np.random.default_rng(1)
+    starts = Counter()
+    for _ in range(500):
+        duration, ((a, s, e), (b, s2, e2)) = toy.draw_events(rng)
+        assert a != b and 0 <= s < e < s2 < e2 <= duration and {e - s, e2 - s2} <= set(toy.EVENT_LENGTHS)
+        starts[s] += 1
+    assert len(starts) >= 4
+
+
+def test_sloppy_labels_scatter_around_the_exact_ones_and_answer_as_they_should(folder):
+    """The warm start learns from `target`: it must be readable, full marks in format, and neither exact nor useless."""
+    scores = []
+    for sample in data.load_samples([str(folder / "train.jsonl")], tasks=["grounding", "gqa", "qa"]):
+        score = rewards.score(sample, sample["target"])
+        assert score.parts["format"] == 1.0
+        if sample["task"] != "qa":
+            scores.append(score.parts["temporal_iou"])
+        if sample["task"] != "grounding":
+            assert score.parts["accuracy"] == 1.0
+    assert 0.3 < np.mean(scores) < 0.75 and min(scores) < 0.5
+
+
+def test_the_same_settings_give_the_same_bytes_and_are_not_written_twice(tmp_path):
+    """A run must be repeatable, and the second run must not wait for the clips again."""
+    for name in ("a", "b"):
+        toy.write_dataset(tmp_path / name, train=2, eval=1, seed=5)
+    files = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*.*"))
+    assert len(files) == 3 + 2 + 1
+    assert all((tmp_path / "a" / f).read_bytes() == (tmp_path / "b" / f).read_bytes() for f in files)
+    video = tmp_path / "a" / "videos" / "train-0000.mp4"
+    before = video.stat().st_mtime_ns
+    toy.write_dataset(tmp_path / "a", train=2, eval=1, seed=5)
+    assert video.stat().st_mtime_ns == before
+    toy.write_dataset(tmp_path / "a", train=2, eval=1, seed=6)
+    assert video.stat().st_mtime_ns != before
+    assert json.loads((tmp_path / "a" / "settings.json").read_text())["seed"] == 6
+
+
+def test_the_tiny_model_is_a_genuine_qwen_with_its_special_tokens(tmp_path):
+    """`--model` takes this folder exactly as it takes a published one: same class, same names, same proportions."""
+    toy.write_model(tmp_path, ["which colour does the screen turn first?"] * 3, seed=1)
+    model = VideoLM.load(str(tmp_path))
+    assert model.tokens_per_second == 2 and model.hf.config.model_type == "qwen2_5_vl"
+    for name in toy.SPECIAL_TOKENS:
+        assert len(model.tokenizer(name)["input_ids"]) == 1
+    assert model.tokenizer.decode(model.tokenizer("déjà vu, 12.5 → 3\n")["input_ids"]) == "déjà vu, 12.5 → 3\n"
+    assert len(model.tokenizer("1234")["input_ids"]) == 4  # every digit alone, as Qwen does
+    section = model.hf.config.text_config.rope_parameters["mrope_section"]
+    assert sum(section) == model.hf.config.text_config.hidden_size // model.hf.config.text_config.num_attention_heads // 2
