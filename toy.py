@@ -1,6 +1,6 @@
 """The synthetic task: short clips that a model must watch to answer, and a tiny Qwen2.5-VL that can learn to.
 
-A clip lasts 10 seconds. A small white square wanders over a grey ground; twice, for 2 to 4 whole seconds, the screen
+A clip lasts 8 seconds. A small white square wanders over a grey ground; twice, for 2 or 3 whole seconds, the screen
 is tinted in one of four colours. The clip is crisp or noisy. From that come samples of all five tasks:
 
     grounding       when is the screen red?                      exactly one span
@@ -26,9 +26,9 @@ import numpy as np
 
 COLOURS = {"red": (230, 40, 40), "green": (40, 190, 60), "blue": (50, 70, 230), "yellow": (235, 215, 40)}
 SIZE, FPS = 56, 8  # 56 x 56 pixels are 2 x 2 tokens for every second
-DURATION, EVENT_LENGTHS = 10, (2, 3, 4)  # seconds
-SLOPPINESS = 2  # seconds by which the ends of a warm-start label are off, at most
-VERSION = 3  # of everything above and below: a folder written by another version is written anew
+DURATION, EVENT_LENGTHS = 8, (2, 3)  # seconds
+SLOPPINESS = 1  # seconds by which the ends of a warm-start label are off, at most
+VERSION = 4  # of everything above and below: a folder written by another version is written anew
 
 # --- clips ---------------------------------------------------------------------------------------------------------------
 
@@ -205,7 +205,7 @@ def build_model(tokenizer, seed: int, hidden: int = 96, layers: int = 3):
             "bos_token_id": token["<|endoftext|>"], "eos_token_id": token["<|im_end|>"],
         },
         vision_config={
-            "depth": 1, "hidden_size": 64, "intermediate_size": 128, "num_heads": 4, "out_hidden_size": hidden,
+            "depth": 1, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": hidden,
             "fullatt_block_indexes": [0], "tokens_per_second": 2,
         },
         tie_word_embeddings=True,

@@ -1,0 +1,299 @@
+"""The whole loop on real files: what is logged, saved, resumed, split over processes, and refused."""
+
+import dataclasses
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+
+import toy
+import train
+from model import VideoLM
+
+SMALL = ["--toy_train", "6", "--toy_eval", "4", "--sft_steps", "4", "--sft_questions", "4", "--steps", "4", "--questions", "3",
+         "--group_size", "4", "--max_new_tokens", "10", "--select_k", "0", "--save_every", "2", "--num_workers", "1",
+         "--device", "cpu", "--warmup_steps", "0"]  # fmt: skip
+
+
+def lines(file: Path) -> list[dict]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def without_seconds(records: list[dict]) -> list[dict]:
+    return [{name: value for name, value in record.items() if name != "seconds"} for record in records]
+
+
+def run(folder: Path, *arguments: str, processes: int = 0, env: dict | None = None) -> subprocess.CompletedProcess:
+    """train.py as a user starts it: plain, or by torchrun with that many processes."""
+    start = [sys.executable, str(ROOT / "train.py")]
+    if processes:
+        start = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--master_port=0",
+                 str(ROOT / "train.py")]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
+    return subprocess.run([*start, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def started_model(folder: Path) -> Path:
+    """A checkpoint that says the formats of the toy's answers often enough for rewards to differ."""
+    model = folder / "start"
+    if not model.exists():
+        toy.write_dataset(folder / "toy", train=6, eval=4, seed=0)
+        texts = [json.loads(line)["target"] for line in open(folder / "toy" / "train.jsonl") if '"target"' in line]
+        toy.write_model(model, texts * 3, seed=0)
+    return model
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    """One run of all four stages in miniature, with a warm start long enough that groups have spread."""
+    folder = tmp_path_factory.mktemp("whole")
+    old = Path.cwd()
+    os.chdir(folder)
+    try:
+        train.main([*SMALL, "--out", "run", "--sft_steps", "30", "--sft_questions", "16", "--select_k", "3",
+                    "--select_min_std", "0.01", "--select_min_mean", "0", "--group_size", "8", "--max_new_tokens", "40",
+                    "--eval_every", "2", "--sft_equal_time"])  # fmt: skip
+    finally:
+        os.chdir(old)
+    return folder / "run"
+
+
+# --- one run -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_every_file_that_others_rely_on(whole_run):
+    """Tools read these names; a stage that forgets to write its part is found here and not after hours of training."""
+    summary = json.loads((whole_run / "summary.json").read_text())
+    for stage in ("before", "after_sft", "after", "sft_equal_time"):
+        assert summary[stage]["n"] == 12 and 0 <= summary[stage]["grounding/mIoU"] <= 1
+    assert set(summary["baselines"]) == {"whole_video", "best_constant_span", "start_box_copied", "most_frequent_letter"}
+    assert set(summary["seconds"]) >= {"before", "sft", "after_sft", "selected", "grpo", "after", "total"}
+    assert summary["selected"]["kept"] == len(json.loads((whole_run / "state.json").read_text())["selected"]["ids"])
+    assert summary["best"]["step"] in (2, 4)
+    config = json.loads((whole_run / "config.json").read_text())
+    assert set(config) == {f.name for f in dataclasses.fields(train.Config)}
+    assert VideoLM.load(str(whole_run / "final")).hf and VideoLM.load(str(whole_run / "best")).hf
+    assert len(list(whole_run.glob("checkpoint-*"))) == 2 and not list(whole_run.glob("partial-*"))
+
+
+def test_every_step_logs_what_the_readme_explains(whole_run):
+    """A number that is missing in one step breaks the plot of the whole run."""
+    steps = [line for line in lines(whole_run / "metrics.jsonl") if line["phase"] == "grpo" and "reward" in line]
+    assert [line["step"] for line in steps] == [1, 2, 3, 4]
+    for line in steps:
+        assert {"reward", "format", "kl", "loss", "grad_norm", "length", "truncated", "groups", "dead_groups", "unreadable",
+                "clip_fraction", "ratio", "logp_gap_mean", "logp_gap_max", "lr"} <= set(line)  # fmt: skip
+        assert {"wait", "sample", "score", "step"} <= set(line["seconds"])
+        assert line["groups"] == 3 and line["clip_fraction"] == 0 and all(math.isfinite(v) for v in line["seconds"].values())
+    assert steps[0]["kl"] == 0 and steps[-1]["kl"] > 0  # the reference is the policy at the start of GRPO
+    assert any(line["grad_norm"] > 0 for line in steps)
+
+
+def test_sampled_and_scored_log_probabilities_agree_at_every_step(whole_run):
+    """The alarm for a position, mask or temperature that differs between sampling and scoring, in a real run."""
+    gaps = [line["logp_gap_max"] for line in lines(whole_run / "metrics.jsonl") if "logp_gap_max" in line]
+    assert len(gaps) == 4 and 0 < max(gaps) < 1e-4
+
+
+def test_every_completion_is_kept_with_its_parts_and_advantage(whole_run):
+    """What the policy said is the first thing to look at when a reward misbehaves."""
+    records = lines(whole_run / "completions.jsonl")
+    assert len(records) == 4 * 3 * 8
+    for record in records:
+        assert {"step", "id", "completion", "reward", "parts", "reason", "advantage"} <= set(record)
+        assert record["reward"] == pytest.approx(sum(record["parts"].values()))
+    groups = {}
+    for record in records:
+        groups.setdefault((record["step"], record["id"]), []).append(record)
+    for group in groups.values():
+        assert sum(r["advantage"] for r in group) == pytest.approx(0, abs=1e-4)
+    reward = lines(whole_run / "metrics.jsonl")
+    first = next(line for line in reward if line["phase"] == "grpo")
+    assert first["reward"] == pytest.approx(sum(r["reward"] for r in records if r["step"] == 1) / 24)
+
+
+def test_imitation_learns_the_completion_and_not_the_prompt(model_folder):
+    """An SFT baseline whose prompt is trained too is weak by construction; the loss must be that of the target alone."""
+    model = VideoLM.load(str(model_folder))
+    target = train.encode_target(model, "<answer>3 to 7</answer>")
+    assert target[0, -1] == model.tokenizer.eos_token_id
+    assert model.tokenizer.decode(target[0, :-1]) == "<answer>3 to 7</answer>"
+
+
+def test_the_warm_start_lowers_its_loss(whole_run):
+    losses = [line["loss"] for line in lines(whole_run / "metrics.jsonl") if line["phase"] == "sft"]
+    assert len(losses) == 30 and sum(losses[-5:]) < 0.5 * sum(losses[:5])
+
+
+# --- the folder of a run -------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(whole_run, monkeypatch):
+    """A second start with the same --out must not cost the first one's result."""
+    before = (whole_run / "summary.json").read_bytes()
+    monkeypatch.chdir(whole_run.parent)
+    with pytest.raises(SystemExit, match="--overwrite"):
+        train.main([*SMALL, "--out", "run"])
+    assert (whole_run / "summary.json").read_bytes() == before
+
+
+def test_a_killed_run_resumes_bit_for_bit(tmp_path):
+    """Resuming that repeats or skips a batch, or loses optimiser state, gives another model: compared to the last bit."""
+    started_model(tmp_path)
+    arguments = ["--model", "start", "--train_data", "toy/train.jsonl", "--eval_data", "toy/eval.jsonl", *SMALL[4:],
+                 "--tasks", "grounding", "qa", "--prompt", "answer", "--min_pixels", "3136", "--lr", "1e-3", "--sft_lr", "1e-3",
+                 "--select_k", "0", "--steps", "6", "--pack_tokens", "8192"]  # fmt: skip
+    unbroken = run(tmp_path, *arguments, "--out", "unbroken")
+    assert unbroken.returncode == 0, unbroken.stderr[-3000:]
+    start = [sys.executable, str(ROOT / "train.py"), *arguments, "--out", "broken"]
+    process = subprocess.Popen(start, cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL)  # fmt: skip
+    while process.poll() is None and not list((tmp_path / "broken").glob("checkpoint-1-grpo-*")):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = len(lines(tmp_path / "unbroken" / "metrics.jsonl"))
+    resumed = run(tmp_path, *arguments, "--out", "broken", "--resume")
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    for file in ("metrics.jsonl", "completions.jsonl"):
+        a, b = (without_seconds(lines(tmp_path / name / file)) for name in ("unbroken", "broken"))
+        assert a == b
+    assert done == len(lines(tmp_path / "broken" / "metrics.jsonl")) == 10
+    a, b = (VideoLM.load(str(tmp_path / name / "final")).hf.state_dict() for name in ("unbroken", "broken"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    first, second = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("unbroken", "broken"))
+    assert {k: v for k, v in first.items() if k != "seconds"} == {k: v for k, v in second.items() if k != "seconds"}
+
+
+def test_lines_behind_the_checkpoint_are_written_again_and_not_twice(tmp_path):
+    """A kill between two checkpoints leaves lines of steps that are about to be repeated, and half a line at the end."""
+    file = tmp_path / "metrics.jsonl"
+    records = [{"phase": p, "step": s} for p, s in (("sft", 1), ("sft", 2), ("grpo", 1), ("grpo", 2), ("grpo", 3))]
+    file.write_text("".join(json.dumps(r) + "\n" for r in records) + '{"phase": "gr')
+    train.cut_log(file, ("grpo", 2))
+    assert lines(file) == records[:4]
+    train.cut_log(file, ("sft", 1))
+    assert lines(file) == records[:1]
+
+
+# --- several processes ---------------------------------------------------------------------------------------------------
+
+
+def test_two_processes_give_the_run_of_one_also_with_an_unreadable_video(tmp_path):
+    """Noise is a function of the question, gradients are summed with one denominator: the world size is no setting.
+
+    One video is broken, so that in some steps one rank has fewer groups than the other, or none: it must not hang.
+    """
+    started_model(tmp_path)
+    (tmp_path / "toy" / "videos" / "train-0002.mp4").write_bytes(b"not a video")
+    arguments = ["--model", "start", "--train_data", "toy/train.jsonl", "--eval_data", "toy/eval.jsonl", *SMALL[4:],
+                 "--prompt", "answer", "--min_pixels", "3136", "--lr", "1e-3", "--sft_lr", "1e-3", "--tasks", "grounding", "qa",
+                 "--pack_tokens", "8192", "--sft_steps", "12", "--sft_questions", "6", "--steps", "5", "--questions", "2",
+                 "--keep_dead_groups"]  # fmt: skip
+    results = [run(tmp_path, *arguments, "--out", f"world{n}", processes=n) for n in (1, 2)]
+    for result in results:
+        assert result.returncode == 0, result.stderr[-3000:]
+    assert "train-0002.mp4" in results[1].stdout + results[1].stderr
+    one, two = (without_seconds(lines(tmp_path / f"world{n}" / "metrics.jsonl")) for n in (1, 2))
+    assert len(one) == len(two) == 17 and sum(line["unreadable"] for line in one) > 0
+    for a, b in zip(one, two):
+        assert a.keys() == b.keys()
+        for name in a:
+            assert a[name] == pytest.approx(b[name], abs=1e-4, rel=1e-3), (a["phase"], a["step"], name)
+    said = [[(r["step"], r["id"], r["completion"]) for r in lines(tmp_path / f"world{n}" / "completions.jsonl")] for n in (1, 2)]
+    assert sorted(said[0]) == sorted(said[1])
+    a, b = (VideoLM.load(str(tmp_path / f"world{n}" / "final")).hf.state_dict() for n in (1, 2))
+    assert max((a[name] - b[name]).abs().max() for name in a) < 1e-4
+    start = VideoLM.load(str(tmp_path / "start")).hf.state_dict()
+    assert max((a[name] - start[name]).abs().max() for name in a) > 1e-2  # there was something to compare
+    summaries = [json.loads((tmp_path / f"world{n}" / "summary.json").read_text()) for n in (1, 2)]
+    assert summaries[0]["after"] == pytest.approx(summaries[1]["after"], abs=1e-6) and summaries[0]["after"]["n"] == 8
+
+
+# --- pieces --------------------------------------------------------------------------------------------------------------
+
+
+def samples(n):
+    return [{"id": str(i)} for i in range(n)]
+
+
+def test_every_sample_is_seen_exactly_once_an_epoch():
+    """Ranks that shuffle with seeds of their own see 65 % of an epoch; here there is one order for all."""
+    stream = train.Stream(samples(10), seed=0, cursor=0)
+    epochs = [[s["id"] for s in stream.take(10)] for _ in range(3)]
+    assert all(sorted(epoch, key=int) == [str(i) for i in range(10)] for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+
+
+def test_a_stream_goes_on_where_it_stood():
+    """Resume starts a new stream at the cursor; looking ahead must not move it."""
+    stream = train.Stream(samples(7), seed=1, cursor=0)
+    stream.take(9)
+    stream.peek(5)
+    assert stream.cursor == 9
+    again = train.Stream(samples(7), seed=1, cursor=9)
+    assert [s["id"] for s in stream.take(6)] == [s["id"] for s in again.take(6)]
+
+
+def test_the_learning_rate_rises_falls_and_never_reaches_the_last_zero():
+    rates = [train.learning_rate(1.0, step, 10, 4, "linear") for step in range(10)]
+    assert rates[:4] == [0.25, 0.5, 0.75, 1.0] and rates[4] == 1.0
+    assert rates[5:] == pytest.approx([5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6])
+    assert train.learning_rate(1.0, 0, 10, 0, "linear") == 1.0 and train.learning_rate(2.0, 9, 10, 0, "constant") == 2.0
+
+
+def test_one_pass_through_the_data_is_a_number_of_steps():
+    assert train.number_of_steps(train.FULL_PASS, samples(17), 8) == 3 and train.number_of_steps(5, samples(17), 8) == 5
+
+
+def test_best_is_judged_by_the_first_metric_of_each_task():
+    assert train.score_of({"grounding/mIoU": 0.5, "grounding/R@0.3": 1.0, "qa/accuracy": 0.7, "n": 3}) == pytest.approx(0.6)
+
+
+# --- flags ---------------------------------------------------------------------------------------------------------------
+
+
+def test_left_out_flags_take_the_published_values_with_a_model(tmp_path):
+    """Whoever trains a real checkpoint gets the paper's recipe and not the toy's learning rate."""
+    (tmp_path / "a.jsonl").touch()
+    paper = train.parse_config(["--model", "Qwen/Qwen2.5-VL-7B-Instruct", "--train_data", "a.jsonl"])
+    assert (paper.lr, paper.beta, paper.group_size, paper.questions, paper.sft_steps, paper.select_k) == (1e-6, 0.04, 8, 8, 0, 0)
+    assert (paper.fps, paper.total_pixels, paper.max_new_tokens, paper.prompt) == (2.0, 3584 * 784, 1024, "think")
+    assert train.parse_config(["--model", "x", "--train_data", "a.jsonl", "--lr", "2e-6"]).lr == 2e-6
+    synthetic = train.parse_config([])
+    assert synthetic.lr == train.Config().lr != paper.lr and synthetic.sft_steps > 0 and synthetic.select_k > 0
+
+
+def test_switches_can_be_turned_off_as_well_as_on():
+    """`type=bool` flags, which turn "--flag False" into True, are in half of the published trainers."""
+    assert train.parse_config(["--freeze_vision"]).freeze_vision is True
+    assert train.parse_config(["--no-freeze_vision"]).freeze_vision is False
+    with pytest.raises(SystemExit):
+        train.parse_config(["--freeze_vision", "False"])
+
+
+@pytest.mark.parametrize("arguments, remedy", [
+    (["--model", "x"], "--train_data"), (["--train_data", "a.jsonl"], "--model"), (["--group_size", "1"], "2 or more"),
+    (["--select_k", "1"], "2 or more"), (["--temperature", "0"], "more than 0"), (["--questions", "0"], "at least 1"),
+    (["--tasks", "captioning"], "invalid choice"), (["--lr_rate", "1"], "unrecognized"),
+])  # fmt: skip
+def test_wrong_settings_are_refused_with_the_remedy(arguments, remedy, capsys):
+    with pytest.raises(SystemExit):
+        train.parse_config(arguments)
+    assert remedy in capsys.readouterr().err
+
+
+def test_every_flag_is_explained(capsys):
+    with pytest.raises(SystemExit):
+        train.parse_config(["--help"])
+    text = capsys.readouterr().out
+    for f in dataclasses.fields(train.Config):
+        assert f"--{f.name}" in text and len(f.metadata["help"]) > 10
