@@ -32,12 +32,14 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils import cached_file
+from transformers.utils import cached_file, logging
 
 try:  # only where a CUDA compiler could build it
     from flash_attn import flash_attn_func
 except ImportError:
     flash_attn_func = None
+
+logging.disable_progress_bar()  # of shards being read and written: ours is the only bar on the screen
 
 # --- attention: the one thing that knows what a group is ----------------------------------------------------------------
 

@@ -60,10 +60,10 @@ class Config:
     tasks: list[str] = flag(("grounding", "qa", "gqa"), "only these tasks", paper=TASKS, choices=TASKS)
     out: str = flag("runs/toy", "folder of the run", paper="runs/run")
     seed: int = flag(0, "decides order, sampling and, in the synthetic run, clips and weights")
-    toy_train: int = flag(400, "synthetic training clips")
+    toy_train: int = flag(600, "synthetic training clips")
     toy_eval: int = flag(200, "synthetic held-out clips")
     # what the model sees and is asked
-    prompt: str = flag("answer", "with thought, without, or Temporal-R1's JSON", paper="think", choices=STYLES)
+    prompt: str = flag("think", "with thought, without, or Temporal-R1's JSON", choices=STYLES)
     reward: str = flag("sum", "sum of the parts, or half task and half format", choices=("sum", "temporal_r1"))
     fps: float = flag(2.0, "frames looked at, for each second of video")
     max_frames: int = flag(768, "most frames of one video")
@@ -71,20 +71,20 @@ class Config:
     min_pixels: int = flag(4 * 784, "least pixels of a frame", paper=16 * 784)
     max_prompt_tokens: int = flag(16384, "a longer prompt is an error, never cut")
     # warm start
-    sft_steps: int = flag(900, "steps of supervised fine-tuning before GRPO; -1: once through the data", paper=0)
+    sft_steps: int = flag(300, "steps of supervised fine-tuning before GRPO; -1: once through the data", paper=0)
     sft_questions: int = flag(16, "questions a step in it, over all ranks", paper=8)
-    sft_lr: float = flag(1e-3, "its peak learning rate; falls linearly", paper=2e-5)
+    sft_lr: float = flag(2e-3, "its peak learning rate; falls linearly", paper=2e-5)
     # selection
     select_k: int = flag(8, "answers to every training question for variance-aware selection; 0: train on all", paper=0)
     select_min_std: float = flag(0.1, "least spread of the task score (grounding, gqa, tracking)")
     select_min_mean: float = flag(0.1, "least mean of it")
     # GRPO
-    steps: int = flag(600, "GRPO steps; -1: once through the (selected) data", paper=FULL_PASS)
+    steps: int = flag(250, "GRPO steps; -1: once through the (selected) data", paper=FULL_PASS)
     questions: int = flag(16, "questions a step, over all ranks", paper=8)
     group_size: int = flag(8, "completions of each question (G)")
-    max_new_tokens: int = flag(48, "longest completion, in tokens", paper=1024)
+    max_new_tokens: int = flag(64, "longest completion, in tokens", paper=1024)
     temperature: float = flag(1.0, "of sampling and of scoring")
-    lr: float = flag(4e-4, "peak learning rate", paper=1e-6)
+    lr: float = flag(3e-4, "peak learning rate", paper=1e-6)
     lr_schedule: str = flag("linear", "after the warm-up: fall linearly to 0, or stay", choices=("linear", "constant"))
     warmup_steps: int = flag(20, "steps in which the rate rises from 0", paper=0)
     weight_decay: float = flag(0.0, "of AdamW")
@@ -341,6 +341,11 @@ def load_model(config: Config, world: scale.World, name: str, dtype: torch.dtype
 def warm_start(config: Config, world: scale.World, run: Run, model: VideoLM, samples: list[dict], loader: VideoLoader,
                seconds: float | None = None) -> None:  # fmt: skip
     """Supervised fine-tuning on each sample's `target`. With `seconds` it is the control that lasts that long instead."""
+    longest = max(samples, key=lambda sample: len(target_text(sample, config.prompt)))
+    length = encode_target(model, target_text(longest, config.prompt)).numel()
+    if length > config.max_new_tokens:
+        raise SystemExit(f"sample {longest['id']}: its target has {length} tokens, more than a completion may have; "
+                         f"raise --max_new_tokens ({config.max_new_tokens}) or leave the task out (--tasks)")  # fmt: skip
     optimizer = make_optimizer(config, model, config.sft_lr)
     steps = number_of_steps(config.sft_steps, samples, config.sft_questions)
     first, cursor = run.restore("sft", model, optimizer) if seconds is None else (0, 0)
@@ -405,11 +410,11 @@ def select_samples(config: Config, world: scale.World, run: Run, model: VideoLM,
                              max_prompt_tokens=config.max_prompt_tokens, seed=config.seed, title="selecting")  # fmt: skip
     ids, report = select(samples, {p["id"]: p for p in predictions}, min_std=config.select_min_std,
                          min_mean=config.select_min_mean, seed=config.seed)  # fmt: skip
-    if not ids:
-        raise SystemExit("the selection kept nothing: the model answers every question always right or always wrong. "
-                         "See selected.report.json; --select_k 0 trains on everything")  # fmt: skip
     if world.is_first:
         (run.out / "selected.report.json").write_text(json.dumps(report, indent=1) + "\n")
+    if not ids:
+        raise SystemExit("the selection kept nothing: the model answers every question always right or always wrong. "
+                         "See selected.report.json; --resume --select_k 0 goes on with everything")  # fmt: skip
     return {"ids": ids, "report": report}
 
 
