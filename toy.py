@@ -13,8 +13,8 @@ Colours, order, times and letters are drawn independently, so that an answer whi
 the blind baselines score. Everything is a real file: H.264 in .mp4, a Hugging Face folder, a jsonl.
 
 Two kinds of label. `spans` is exact: the reward and the evaluation use it. `target`, which supervised fine-tuning imitates,
-is what a hasty annotator writes: each end off by up to `SLOPPINESS` seconds, in the thought as in the answer; real
-annotators disagree by about as much. Imitation learns the spread of such labels; a reward that is exact can undo it.
+comes from annotators who press a key while they watch: both ends up to `LATENESS` seconds late, in the thought as in the
+answer. Imitation learns to be late, and as uncertain as they are; a reward that is exact can undo both.
 """
 
 import json
@@ -27,8 +27,8 @@ import numpy as np
 COLOURS = {"red": (230, 40, 40), "green": (40, 190, 60), "blue": (50, 70, 230), "yellow": (235, 215, 40)}
 SIZE, FPS = 56, 8  # 56 x 56 pixels are 2 x 2 tokens for every second
 DURATION, EVENT_LENGTHS = 10, (2, 3, 4)  # seconds
-SLOPPINESS = 1  # seconds by which the ends of a warm-start label are off, at most
-VERSION = 6  # of everything above and below: a folder written by another version is written anew
+LATENESS = 2  # seconds by which the ends of a warm-start label come late, at most
+VERSION = 7  # of everything above and below: a folder written by another version is written anew
 
 # --- clips ---------------------------------------------------------------------------------------------------------------
 
@@ -78,12 +78,12 @@ def write_mp4(path: Path, frames: np.ndarray, fps: int = FPS) -> None:
 # --- samples -------------------------------------------------------------------------------------------------------------
 
 
-def sloppy_span(rng: np.random.Generator, start: int, end: int) -> tuple[int, int]:
-    """The span as a hasty annotator gives it."""
+def late_span(rng: np.random.Generator, start: int, end: int) -> tuple[int, int]:
+    """The span as an annotator gives it who presses a key when the event begins and another when it ends."""
     while True:
-        s, e = (int(x) for x in (start, end) + rng.integers(-SLOPPINESS, SLOPPINESS + 1, 2))
-        if 0 <= s < e <= DURATION:
-            return s, e
+        s, e = (int(x) for x in (start, end) + rng.integers(0, LATENESS + 1, 2))
+        if s < min(e, DURATION):
+            return s, min(e, DURATION)
 
 
 def thought(span: tuple[int, int], colour: str) -> str:
@@ -100,7 +100,7 @@ def make_samples(rng: np.random.Generator, name: str, event: tuple[str, int, int
     letter = "ABCD"[list(COLOURS).index(colour)]
     choice = {"question": "which colour does the screen turn?", "options": list(COLOURS), "answer": letter}
     shown = np.round(np.linspace(0, len(boxes) - 1, 8)).astype(int)
-    spans = [sloppy_span(rng, start, end) for _ in range(3)]  # three annotators, each as hasty
+    spans = [late_span(rng, start, end) for _ in range(3)]  # three annotators, each as late
     thoughts = [f"<think>{thought(span, colour)}</think>" for span in spans]
     (s, e), _, (s2, e2) = spans
     samples = [

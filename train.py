@@ -71,7 +71,7 @@ class Config:
     min_pixels: int = flag(4 * 784, "least pixels of a frame", paper=16 * 784)
     max_prompt_tokens: int = flag(16384, "a longer prompt is an error, never cut")
     # warm start
-    sft_steps: int = flag(300, "steps of supervised fine-tuning before GRPO; -1: once through the data", paper=0)
+    sft_steps: int = flag(400, "steps of supervised fine-tuning before GRPO; -1: once through the data", paper=0)
     sft_questions: int = flag(16, "questions a step in it, over all ranks", paper=8)
     sft_lr: float = flag(2e-3, "its peak learning rate; falls linearly", paper=2e-5)
     # selection
@@ -79,15 +79,16 @@ class Config:
     select_min_std: float = flag(0.1, "least spread of the task score (grounding, gqa, tracking)")
     select_min_mean: float = flag(0.1, "least mean of it")
     # GRPO
-    steps: int = flag(250, "GRPO steps; -1: once through the (selected) data", paper=FULL_PASS)
+    steps: int = flag(300, "GRPO steps; -1: once through the (selected) data", paper=FULL_PASS)
     questions: int = flag(16, "questions a step, over all ranks", paper=8)
     group_size: int = flag(8, "completions of each question (G)")
     max_new_tokens: int = flag(64, "longest completion, in tokens", paper=1024)
     temperature: float = flag(1.0, "of sampling and of scoring")
-    lr: float = flag(3e-4, "peak learning rate", paper=1e-6)
+    lr: float = flag(4e-4, "peak learning rate", paper=1e-6)
     lr_schedule: str = flag("linear", "after the warm-up: fall linearly to 0, or stay", choices=("linear", "constant"))
     warmup_steps: int = flag(20, "steps in which the rate rises from 0", paper=0)
     weight_decay: float = flag(0.0, "of AdamW")
+    adam_beta2: float = flag(0.99, "how long AdamW remembers squared gradients: 0.99 suits short runs", paper=0.999)
     max_grad_norm: float = flag(1.0, "longer gradients are shortened to this")
     beta: float = flag(0.01, "weight of the KL to the reference; 0 loads no reference", paper=0.04)
     loss_norm: str = flag("sequence", "mean over each completion's tokens first, or over all tokens at once",
@@ -292,7 +293,7 @@ def learning_rate(peak: float, step: int, steps: int, warmup: int, schedule: str
 def make_optimizer(config: Config, model: VideoLM, lr: float) -> torch.optim.AdamW:
     model.visual.requires_grad_(not config.freeze_vision)
     parameters = [p for p in model.hf.parameters() if p.requires_grad]
-    return torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.999), weight_decay=config.weight_decay)
+    return torch.optim.AdamW(parameters, lr=lr, betas=(0.9, config.adam_beta2), weight_decay=config.weight_decay)
 
 
 def optimizer_step(config: Config, world: scale.World, optimizer: torch.optim.AdamW, lr: float) -> float:
@@ -483,7 +484,7 @@ def collect_groups(config: Config, world: scale.World, model: VideoLM, stream: S
     ranks together, so that all of them take part in the same number of rounds.
     """
     groups: list[Group] = []
-    counts = Counter()
+    counts = {"unreadable": 0, "resampled": 0}
     places = config.questions
     for attempt in range(config.resample + 1):
         clock("wait")
@@ -509,8 +510,7 @@ def collect_groups(config: Config, world: scale.World, model: VideoLM, stream: S
         places = int(dead)
     totals = scale.total(world, [sum(len(g.texts) for g in groups), sum(g.num_tokens for g in groups), len(groups),
                                  sum(not g.is_live for g in groups)])  # fmt: skip
-    counts.update(zip(("completions", "tokens", "groups", "dead"), map(int, totals)))
-    return groups, counts
+    return groups, {**counts, **dict(zip(("completions", "tokens", "groups", "dead"), map(int, totals)))}
 
 
 def describe(world: scale.World, groups: list[Group], counts: dict) -> dict:
