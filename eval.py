@@ -294,7 +294,7 @@ def answer_batch(model, loader, samples: list[dict], *, style: str, num_samples:
     readable = [prompt for prompt in prompts if prompt is not None]
     seeds = [sampling_seed(seed, 0, prompt.sample["id"]) for prompt in readable]
     groups = rollout(model, readable, group_size=num_samples, max_new_tokens=max_new_tokens, temperature=temperature,
-                     seeds=seeds, mix=mix) if readable else []  # fmt: skip
+                     seeds=seeds, mix=mix)  # fmt: skip
     groups = iter(groups)
     predictions = []
     for sample, prompt in zip(samples, prompts):
@@ -347,12 +347,14 @@ def with_style(samples: list[dict], style: str) -> list[dict]:
 
 
 def print_table(columns: dict[str, dict], title: str = "") -> None:
-    """One row a metric, one column an evaluation; a metric that an evaluation does not have is a dash."""
+    """One row a metric, one column an evaluation; what an evaluation does not have is a dash, or no column at all."""
     names = [name for name in METRICS if any(name in column for column in columns.values())]
-    print(f"\n{title:24}" + "".join(f"{name:>20}" for name in columns))
+    columns = {key: column for key, column in columns.items() if any("/" in name for name in column)}
+    width = 2 + max(map(len, columns))
+    print(f"\n{title:24}" + "".join(f"{name:>{width}}" for name in columns))
     for name in names:
         cells = [f"{column[name]:.3f}" if column.get(name) is not None else "-" for column in columns.values()]
-        print(f"{name:24}" + "".join(f"{cell:>20}" for cell in cells))
+        print(f"{name:24}" + "".join(f"{cell:>{width}}" for cell in cells))
 
 
 # ---- the command line -----------------------------------------------------------------------------------------------

@@ -314,6 +314,8 @@ def rollout(model, prompts: list, *, group_size: int, max_new_tokens: int, tempe
     Evaluation and data selection use this same function, with temperature 0 or other group sizes: what is measured is
     sampled, cut, decoded and scored exactly like what is trained on.
     """
+    if not prompts:  # a rank whose share of a step is empty, or unreadable
+        return []
     with torch.no_grad():
         videos = encode_videos(model, prompts)
         embeds = [model.embed(prompt.ids, video) for prompt, video in zip(prompts, videos)]

@@ -156,9 +156,11 @@ def sample_tokens(logps: Tensor, noise: Tensor) -> Tensor:
     One uniform number a token, drawn beforehand, is all the randomness there is: that makes a sample a function of its seed,
     whatever else is in the batch. float64, because a float32 sum over 150,000 entries is coarser than a rare token.
     """
-    cdf = logps.double().exp().cumsum(-1)  # (..., W)
+    where = noise.device  # Apple's GPUs have no float64: there the noise, and with it this function, stays on the CPU
+    cdf = logps.to(where).double().exp().cumsum(-1)  # (..., W)
     target = noise.unsqueeze(-1) * cdf[..., -1:]  # the sum is 1 up to rounding; scale instead of hoping
-    return torch.searchsorted(cdf, target, right=True).squeeze(-1)  # first token whose cdf is above: never one of mass 0
+    token = torch.searchsorted(cdf, target, right=True).squeeze(-1)  # first with a cdf above: never one of mass 0
+    return token.to(logps.device)
 
 
 # --- the model -----------------------------------------------------------------------------------------------------------
@@ -260,7 +262,8 @@ class VideoLM:
         self.hf.eval()
         Q, G, device = len(embeds), group_size, self.device
         draw = [torch.rand(max_new_tokens, G, dtype=torch.float64, generator=torch.Generator().manual_seed(s)) for s in seeds]
-        noise = torch.stack(draw, dim=1).to(device)  # (C, Q, G)
+        noise = torch.stack(draw, dim=1)  # (C, Q, G)
+        noise = noise.flatten(1).to("cpu" if device.type == "mps" else device)  # (C, Q G)
         tokens = torch.full((Q, G, max_new_tokens), self.tokenizer.pad_token_id, device=device)
         logps = torch.zeros(Q, G, max_new_tokens, device=device)
         lengths = torch.zeros(Q, G, dtype=torch.long, device=device)
@@ -274,7 +277,7 @@ class VideoLM:
         done = torch.zeros(Q, G, dtype=torch.bool, device=device)
         for c in range(max_new_tokens):
             distribution = self._log_softmax(hidden, temperature or 1.0)  # (Q', R, W)
-            u = noise[c].flatten()[rows]  # (Q', R)
+            u = noise[c][rows.to(noise.device)]  # (Q', R)
             token = distribution.argmax(-1) if temperature == 0 else sample_tokens(distribution, u)
             alive = rows[~done]
             tokens.view(Q * G, -1)[alive, c] = token[~done]

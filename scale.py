@@ -63,6 +63,15 @@ def total(world: World, numbers: list[float]) -> list[float]:
     return tensor.tolist()
 
 
+def largest(world: World, numbers: list[float]) -> list[float]:
+    """Maxima over all ranks."""
+    if world.size == 1:
+        return list(numbers)
+    tensor = torch.tensor(numbers, dtype=torch.float64)
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return tensor.tolist()
+
+
 def gather(world: World, items: list) -> list:
     """The lists of all ranks, interleaved as `World.share` dealt them out; on every rank."""
     if world.size == 1:

@@ -20,17 +20,15 @@ import argparse
 import json
 import math
 import shutil
-import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-import rewards
 import scale
 import toy
 from data import STYLES, TASKS, VideoSettings, build_prompt, load_samples, target_text
@@ -160,10 +158,11 @@ def find_problem(config: Config) -> str | None:
 
 
 class Run:
-    """`--out`: config.json, metrics.jsonl, completions.jsonl, checkpoints, and which stages are done with what result."""
+    """What every stage needs: the settings, the world, the video loader, and the folder `--out` with its logs,
+    checkpoints and the results of the stages that are done."""
 
-    def __init__(self, config: Config, world: scale.World):
-        self.config, self.world, self.out = config, world, Path(config.out)
+    def __init__(self, config: Config, world: scale.World, loader: VideoLoader):
+        self.config, self.world, self.loader, self.out = config, world, loader, Path(config.out)
         self.checkpoint = scale.newest_checkpoint(self.out) if config.resume else None
         state = self.out / "state.json"
         if (self.out / "config.json").exists() and not (config.resume or config.overwrite):
@@ -189,7 +188,7 @@ class Run:
         _, _, phase, step = self.checkpoint.name.split("-")
         return phase, int(step)
 
-    def stage(self, name: str, work):
+    def stage(self, name: str, work: Callable[[], dict | None]) -> dict | None:
         """Do a stage unless an earlier part of this run has done it; remember its result and seconds."""
         if name not in self.results:
             start = time.time()
@@ -198,6 +197,16 @@ class Run:
             self.results[name] = result
             self.save_state()
         return self.results[name]
+
+    def load_prompts(self, samples: list[dict], next_samples: list[dict], model: VideoLM) -> tuple[list, dict[str, str]]:
+        """The prompts of the samples whose videos can be read, and the problems of the others, which are also printed.
+        Meanwhile the videos of `next_samples` are decoded."""
+        for sample in samples + next_samples:
+            self.loader.submit(sample)
+        prompts, problems = load_prompts(model, self.loader, samples, self.config.prompt, self.config.max_prompt_tokens)
+        for problem in problems.values():
+            tqdm.write(f"unreadable, left out: {problem}")
+        return [prompt for prompt in prompts if prompt is not None], problems
 
     def save_state(self) -> None:
         if self.world.is_first:
@@ -297,12 +306,16 @@ def make_optimizer(config: Config, model: VideoLM, lr: float) -> torch.optim.Ada
 
 
 def optimizer_step(config: Config, world: scale.World, optimizer: torch.optim.AdamW, lr: float) -> float:
-    """Sum the gradients over the ranks, clip, step; returns the norm before clipping. A norm of nan or inf steps nowhere."""
+    """Sum the gradients over the ranks, clip, step; returns the norm before clipping.
+
+    Without a finite gradient there is no step, and without any either: momentum alone would move the policy, on an
+    evidence of nothing, when all groups of a step are dead.
+    """
     parameters = optimizer.param_groups[0]["params"]
     scale.sum_gradients(world, parameters)
     norm = float(torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm))
     optimizer.param_groups[0]["lr"] = lr
-    if math.isfinite(norm):
+    if math.isfinite(norm) and norm > 0:
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norm
@@ -339,49 +352,48 @@ def load_model(config: Config, world: scale.World, name: str, dtype: torch.dtype
 # --- stage 1: warm start -------------------------------------------------------------------------------------------------
 
 
-def warm_start(config: Config, world: scale.World, run: Run, model: VideoLM, samples: list[dict], loader: VideoLoader,
-               seconds: float | None = None) -> None:  # fmt: skip
-    """Supervised fine-tuning on each sample's `target`. With `seconds` it is the control that lasts that long instead."""
-    longest = max(samples, key=lambda sample: len(target_text(sample, config.prompt)))
-    length = encode_target(model, target_text(longest, config.prompt)).numel()
-    if length > config.max_new_tokens:
-        raise SystemExit(f"sample {longest['id']}: its target has {length} tokens, more than a completion may have; "
-                         f"raise --max_new_tokens ({config.max_new_tokens}) or leave the task out (--tasks)")  # fmt: skip
+def warm_start(run: Run, model: VideoLM, samples: list[dict]) -> None:
+    """Supervised fine-tuning: imitate each sample's `target`."""
+    config, world = run.config, run.world
+    check_target_lengths(config, model, samples)
     optimizer = make_optimizer(config, model, config.sft_lr)
     steps = number_of_steps(config.sft_steps, samples, config.sft_questions)
-    first, cursor = run.restore("sft", model, optimizer) if seconds is None else (0, 0)
+    first, cursor = run.restore("sft", model, optimizer)
     stream = Stream(samples, config.seed, cursor)
-    start = time.time() - run.seconds.get("sft", 0.0) if seconds is None else time.time()
-    bar = tqdm(total=steps, initial=first, desc="SFT", unit="step", disable=not world.is_first) if seconds is None else None
-    step = first
-    while step < steps if seconds is None else time.time() - start < seconds:
-        batch = world.share(stream.take(config.sft_questions))
-        for sample in world.share(stream.peek(config.sft_questions)):
-            loader.submit(sample)
-        loss, tokens, unreadable = sft_gradients(config, world, model, batch, loader)
-        progress = (step, steps) if seconds is None else (time.time() - start, seconds)
-        lr = learning_rate(config.sft_lr, *progress, config.warmup_steps if seconds is None else 0, "linear")
+    start = time.time() - run.seconds.get("sft", 0.0)
+    bar = tqdm(total=steps, initial=first, desc="SFT", unit="step", disable=not world.is_first)
+    for step in range(first, steps):
+        line = sft_gradients(run, model, stream)
+        lr = learning_rate(config.sft_lr, step, steps, config.warmup_steps, "linear")
         norm = optimizer_step(config, world, optimizer, lr)
-        step += 1
-        if seconds is None:
-            run.seconds["sft"] = round(time.time() - start, 2)
-            run.log({"phase": "sft", "step": step, "loss": loss, "tokens": tokens, "unreadable": unreadable,
-                     "grad_norm": norm, "lr": lr})  # fmt: skip
-            bar.update()
-            bar.set_postfix_str(f"loss {loss:.3f}")
-            if step % config.save_every == 0 or step == steps:
-                run.save("sft", step, model, optimizer, stream.cursor)
-    if bar is not None:
-        bar.close()
+        run.seconds["sft"] = round(time.time() - start, 2)
+        run.log({"phase": "sft", "step": step + 1, **line, "grad_norm": norm, "lr": lr})
+        bar.set_postfix_str(f"loss {line['loss']:.3f}")
+        bar.update()
+        if (step + 1) % config.save_every == 0 or step + 1 == steps:
+            run.save("sft", step + 1, model, optimizer, stream.cursor)
+    bar.close()
 
 
-def sft_gradients(config: Config, world: scale.World, model: VideoLM, batch: list[dict], loader: VideoLoader):
-    """Gradient of the mean negative log-likelihood of the targets' tokens: (loss, tokens, unreadable videos)."""
-    prompts, _ = load_prompts(model, loader, batch, config.prompt, config.max_prompt_tokens)
-    prompts = [prompt for prompt in prompts if prompt is not None]
+def sft_for_seconds(run: Run, model: VideoLM, samples: list[dict], seconds: float) -> None:
+    """The control for GRPO: imitation that goes on for as long, its learning rate falling linearly over that time."""
+    config = run.config
+    optimizer = make_optimizer(config, model, config.sft_lr)
+    stream = Stream(samples, config.seed + 1, 0)  # another order than the warm start's
+    start, spent = time.time(), 0.0
+    while spent < seconds:
+        sft_gradients(run, model, stream)
+        optimizer_step(config, run.world, optimizer, config.sft_lr * (1 - spent / seconds))
+        (spent,) = scale.largest(run.world, [time.time() - start])  # one clock, or ranks would stop at different steps
+
+
+def sft_gradients(run: Run, model: VideoLM, stream: "Stream") -> dict:
+    """Gradient of the mean negative log-likelihood of the next questions' target tokens; what to log."""
+    config, world = run.config, run.world
+    batch = world.share(stream.take(config.sft_questions))
+    prompts, problems = run.load_prompts(batch, world.share(stream.peek(config.sft_questions)), model)
     targets = [encode_target(model, target_text(prompt.sample, config.prompt)) for prompt in prompts]
-    mine = [sum(t.numel() for t in targets), len(batch) - len(prompts)]
-    tokens, unreadable = scale.total(world, mine)
+    tokens, unreadable = scale.total(world, [sum(t.numel() for t in targets), len(problems)])
     loss = 0.0
     for pack in model.pack([len(p.ids) + t.numel() for p, t in zip(prompts, targets)]):
         some = [prompts[i] for i in pack]
@@ -391,7 +403,7 @@ def sft_gradients(config: Config, world: scale.World, model: VideoLM, batch: lis
         part = -sum(lp.sum() for lp in logps) / tokens
         part.backward()
         loss += float(part.detach())
-    return scale.total(world, [loss])[0], int(tokens), int(unreadable)
+    return {"loss": scale.total(world, [loss])[0], "tokens": int(tokens), "unreadable": int(unreadable)}
 
 
 def encode_target(model: VideoLM, text: str) -> torch.Tensor:
@@ -400,19 +412,29 @@ def encode_target(model: VideoLM, text: str) -> torch.Tensor:
     return torch.tensor([ids + [model.tokenizer.eos_token_id]])
 
 
+def check_target_lengths(config: Config, model: VideoLM, samples: list[dict]) -> None:
+    """What is imitated must be sayable later: otherwise GRPO cuts every completion before its answer."""
+    longest = max(samples, key=lambda sample: len(target_text(sample, config.prompt)))
+    length = encode_target(model, target_text(longest, config.prompt)).numel()
+    if length > config.max_new_tokens:
+        raise SystemExit(f"sample {longest['id']}: its target has {length} tokens, more than a completion may have; "
+                         f"raise --max_new_tokens ({config.max_new_tokens}) or leave the task out (--tasks)")  # fmt: skip
+
+
 # --- stage 2: variance-aware selection -----------------------------------------------------------------------------------
 
 
-def select_samples(config: Config, world: scale.World, run: Run, model: VideoLM, samples: list[dict],
-                   loader: VideoLoader) -> dict:  # fmt: skip
+def select_samples(run: Run, model: VideoLM, samples: list[dict]) -> dict:
     """Answer every training question `select_k` times and keep those that are worth training on: {ids, report}."""
-    predictions = answer_all(model, loader, samples, world, style=config.prompt, num_samples=config.select_k,
+    config = run.config
+    predictions = answer_all(model, run.loader, samples, run.world, style=config.prompt, num_samples=config.select_k,
                              temperature=config.temperature, max_new_tokens=config.max_new_tokens, mix=config.reward,
                              max_prompt_tokens=config.max_prompt_tokens, seed=config.seed, title="selecting")  # fmt: skip
     ids, report = select(samples, {p["id"]: p for p in predictions}, min_std=config.select_min_std,
                          min_mean=config.select_min_mean, seed=config.seed)  # fmt: skip
-    if world.is_first:
+    if run.world.is_first:
         (run.out / "selected.report.json").write_text(json.dumps(report, indent=1) + "\n")
+        print_selection(report)
     if not ids:
         raise SystemExit("the selection kept nothing: the model answers every question always right or always wrong. "
                          "See selected.report.json; --resume --select_k 0 goes on with everything")  # fmt: skip
@@ -429,9 +451,9 @@ def print_selection(report: dict) -> None:
 # --- stage 3: GRPO -------------------------------------------------------------------------------------------------------
 
 
-def train_grpo(config: Config, world: scale.World, run: Run, model: VideoLM, reference: VideoLM | None,
-               samples: list[dict], loader: VideoLoader, evaluate_now) -> None:  # fmt: skip
-    """The main loop. `reference` is None when beta is 0; `evaluate_now(step)` is called every `eval_every` steps."""
+def train_grpo(run: Run, model: VideoLM, reference: VideoLM | None, samples: list[dict], held_out: list[dict]) -> None:
+    """The main loop. `reference` is the policy as it is now, frozen; None when beta is 0."""
+    config, world = run.config, run.world
     optimizer = make_optimizer(config, model, config.lr)
     steps = number_of_steps(config.steps, samples, config.questions)
     first, cursor = run.restore("grpo", model, optimizer)
@@ -442,8 +464,8 @@ def train_grpo(config: Config, world: scale.World, run: Run, model: VideoLM, ref
     for step in range(first, steps):
         clock = Clock()
         # 1. Ask: sample a group of completions for each question, score them, compare siblings.
-        groups, counts = collect_groups(config, world, model, stream, loader, step, clock)
-        # 2. Groups without spread have no policy gradient. They stay in the denominator.
+        groups, counts = collect_groups(run, model, stream, step, clock)
+        # 2. Groups without spread have no policy gradient. They are left out, but stay in the denominator.
         trained = groups if config.keep_dead_groups else [group for group in groups if group.is_live]
         denominator = counts["completions"] if config.loss_norm == "sequence" else counts["tokens"]
         # 3. Learn: policy and reference score the completions, the loss is differentiated, the optimiser steps.
@@ -472,45 +494,42 @@ def train_grpo(config: Config, world: scale.World, run: Run, model: VideoLM, ref
         if (step + 1) % config.save_every == 0 or step + 1 == steps:
             run.save("grpo", step + 1, model, optimizer, stream.cursor)
         if config.eval_every and (step + 1) % config.eval_every == 0:
-            evaluate_now(step + 1)
+            keep_best(run, model, held_out, step + 1)
     bar.close()
 
 
-def collect_groups(config: Config, world: scale.World, model: VideoLM, stream: Stream, loader: VideoLoader, step: int,
-                   clock: Clock) -> tuple[list[Group], dict[str, float]]:  # fmt: skip
+def collect_groups(run: Run, model: VideoLM, stream: "Stream", step: int,
+                   clock: "Clock") -> tuple[list[Group], dict[str, int]]:  # fmt: skip
     """This rank's groups of a step, and counts over all ranks. An unreadable video costs its group, never the run.
 
     With `--resample`, groups without spread give their places to further questions. How many is counted over all
     ranks together, so that all of them take part in the same number of rounds.
     """
+    config, world = run.config, run.world
     groups: list[Group] = []
     counts = {"unreadable": 0, "resampled": 0}
     places = config.questions
     for attempt in range(config.resample + 1):
         clock("wait")
         mine = world.share(stream.take(places))
-        for sample in mine + world.share(stream.peek(config.questions)):
-            loader.submit(sample)
-        prompts, problems = load_prompts(model, loader, mine, config.prompt, config.max_prompt_tokens)
-        for problem in problems.values():
-            tqdm.write(f"unreadable, its group is dropped: {problem}")
-        prompts = [prompt for prompt in prompts if prompt is not None]
+        prompts, problems = run.load_prompts(mine, world.share(stream.peek(config.questions)), model)
         clock("sample")
         seeds = [sampling_seed(config.seed, step, prompt.sample["id"]) for prompt in prompts]
         new = rollout(model, prompts, group_size=config.group_size, max_new_tokens=config.max_new_tokens,
-                      temperature=config.temperature, seeds=seeds, mix=config.reward, scale=config.adv_scale) if prompts else []
+                      temperature=config.temperature, seeds=seeds, mix=config.reward, scale=config.adv_scale)  # fmt: skip
         clock("wait")
-        dead, unreadable = scale.total(world, [sum(not g.is_live for g in new), len(problems)])
+        dead, unreadable = scale.total(world, [sum(not group.is_live for group in new), len(problems)])
         counts["unreadable"] += int(unreadable)
-        last = attempt == config.resample or dead == 0
-        groups += new if last else [group for group in new if group.is_live]
-        if last:
+        if attempt == config.resample or dead == 0:
+            groups += new
             break
+        groups += [group for group in new if group.is_live]
         counts["resampled"] += int(dead)
         places = int(dead)
-    totals = scale.total(world, [sum(len(g.texts) for g in groups), sum(g.num_tokens for g in groups), len(groups),
-                                 sum(not g.is_live for g in groups)])  # fmt: skip
-    return groups, {**counts, **dict(zip(("completions", "tokens", "groups", "dead"), map(int, totals)))}
+    mine = [sum(len(g.texts) for g in groups), sum(g.num_tokens for g in groups), len(groups),
+            sum(not g.is_live for g in groups)]  # fmt: skip
+    names = ("completions", "tokens", "groups", "dead")
+    return groups, {**counts, **dict(zip(names, map(int, scale.total(world, mine))))}
 
 
 def describe(world: scale.World, groups: list[Group], counts: dict) -> dict:
@@ -539,10 +558,9 @@ def mean_sums(world: scale.World, sums: dict[str, float]) -> dict[str, float]:
     names = ["loss", "tokens", "kl_sum", "ratio_sum", "clipped_tokens", "gap_sum"]
     added = dict(zip(names, scale.total(world, [sums[name] for name in names])))
     tokens = max(added["tokens"], 1)
-    largest = scale.gather(world, [sums["gap_max"]])
     return {"loss": added["loss"], "kl": added["kl_sum"] / tokens, "clip_fraction": added["clipped_tokens"] / tokens,
             "ratio": added["ratio_sum"] / tokens, "logp_gap_mean": added["gap_sum"] / tokens,
-            "logp_gap_max": max(largest)}  # fmt: skip
+            "logp_gap_max": scale.largest(world, [sums["gap_max"]])[0]}  # fmt: skip
 
 
 def records(group: Group, step: int) -> list[dict]:
@@ -584,82 +602,87 @@ def score_of(metrics: dict) -> float:
     return sum(first.values()) / max(len(first), 1)
 
 
+def measure(run: Run, model: VideoLM, held_out: list[dict], name: str) -> dict | None:
+    """Metrics of greedy answers to the held-out samples; the answers go to predictions.NAME.jsonl."""
+    if not held_out:
+        return None
+    config = run.config
+    metrics, predictions = evaluate(model, run.loader, held_out, run.world, style=config.prompt, title=name,
+                                    max_new_tokens=config.max_new_tokens, max_prompt_tokens=config.max_prompt_tokens)  # fmt: skip
+    if run.world.is_first:
+        with open(run.out / f"predictions.{name}.jsonl", "w", encoding="utf-8") as file:
+            file.writelines(json.dumps(prediction) + "\n" for prediction in predictions)
+    return metrics
+
+
+def keep_best(run: Run, model: VideoLM, held_out: list[dict], step: int) -> None:
+    """Evaluate on the way; the best model so far stays in best/."""
+    metrics = measure(run, model, held_out, "on_the_way") or {}
+    run.log({"phase": "grpo", "step": step, "evaluation": metrics})
+    if score_of(metrics) > run.results.get("best", {"score": -1.0})["score"]:
+        run.results["best"] = {"step": step, "score": score_of(metrics), "metrics": metrics}
+        run.save_state()
+        if run.world.is_first:
+            model.save(run.out / "best")
+
+
+def run_stages(run: Run, initial: str, train: list[dict], held_out: list[dict]) -> None:
+    """Evaluation, warm start, selection, GRPO, the control: whatever the settings ask for and is not done yet."""
+    config, world = run.config, run.world
+    model = load_model(config, world, initial)
+    run.stage("before", lambda: measure(run, model, held_out, "before"))
+    start = initial  # the weights that GRPO starts from and is held to
+    if config.sft_steps:
+        start = str(run.out / "warm_start")
+        if "after_sft" not in run.results:
+            warm_start(run, model, train)
+            if world.is_first:
+                model.save(start)
+            scale.wait_for_all(world)
+        else:
+            model = load_model(config, world, start)
+        run.stage("after_sft", lambda: measure(run, model, held_out, "after_sft"))
+    chosen = train
+    if config.select_k:
+        ids = set(run.stage("selected", lambda: select_samples(run, model, train))["ids"])
+        chosen = [sample for sample in train if sample["id"] in ids]
+    if config.steps:
+        reference = None
+        if config.beta > 0:
+            reference = load_model(config, world, start, torch.bfloat16 if world.device.type == "cuda" else torch.float32)
+            reference.hf.requires_grad_(False)
+        train_grpo(run, model, reference, chosen, held_out)
+        run.stage("after", lambda: measure(run, model, held_out, "after"))
+    if world.is_first:
+        model.save(run.out / "final")
+    if config.sft_equal_time and "sft_equal_time" not in run.results:
+        model = load_model(config, world, start)
+        sft_for_seconds(run, model, train, run.seconds["grpo"])
+        run.stage("sft_equal_time", lambda: measure(run, model, held_out, "sft_equal_time"))
+
+
 def main(arguments: list[str] | None = None) -> None:
     config = parse_config(arguments)
     world = scale.start(config.device)
     began = time.time()
-    run = Run(config, world)
-    initial, train_data, eval_data = config.model, config.train_data, config.eval_data
-    if not config.model:
-        initial, train_data, eval_data = prepare_toy(config, world)
-    train = with_style(load_samples(train_data, config.video_root or None, config.tasks, config.seed), config.prompt)
-    held_out = with_style(load_samples(eval_data, config.video_root or None, config.tasks), config.prompt) if eval_data else []
     settings = VideoSettings(config.fps, config.max_frames, config.total_pixels, config.min_pixels)
     with VideoLoader(settings, num_workers=config.num_workers, deadline=config.decode_seconds,
                      cache_bytes=config.cache_mb * 2**20) as loader:  # fmt: skip
-        model = load_model(config, world, initial)
-        predictions: list[dict] = []
-
-        def measure(title: str) -> dict | None:
-            nonlocal predictions
-            if not held_out:
-                return None
-            metrics, predictions = evaluate(model, loader, held_out, world, style=config.prompt, title=title,
-                                            max_new_tokens=config.max_new_tokens,
-                                            max_prompt_tokens=config.max_prompt_tokens)  # fmt: skip
-            return metrics
-
-        run.stage("before", lambda: measure("before"))
-        warm = initial
-        if config.sft_steps:
-            warm = str(run.out / "warm_start")
-            if "after_sft" not in run.results:
-                warm_start(config, world, run, model, train, loader)
-                if world.is_first:
-                    model.save(warm)
-                scale.wait_for_all(world)
-            else:
-                model = load_model(config, world, warm)
-            run.stage("after_sft", lambda: measure("after SFT"))
-        chosen = train
-        if config.select_k:
-            selection = run.stage("selected", lambda: select_samples(config, world, run, model, train, loader))
-            ids = set(selection["ids"])
-            chosen = [sample for sample in train if sample["id"] in ids]
-            if world.is_first:
-                print_selection(selection["report"])
-        if config.steps:
-            reference = None
-            if config.beta > 0:
-                on_gpu = world.device.type == "cuda"
-                reference = load_model(config, world, warm, torch.bfloat16 if on_gpu else torch.float32)
-                reference.hf.requires_grad_(False)
-
-            def evaluate_now(step: int) -> None:
-                metrics = measure(f"step {step}") or {}
-                run.log({"phase": "grpo", "step": step, "evaluation": metrics})
-                best = run.results.get("best", {"score": -1.0})
-                if score_of(metrics) > best["score"]:
-                    run.results["best"] = {"step": step, "score": score_of(metrics), "metrics": metrics}
-                    run.save_state()
-                    if world.is_first:
-                        model.save(run.out / "best")
-
-            train_grpo(config, world, run, model, reference, chosen, loader, evaluate_now)
-            run.stage("after", lambda: measure("after GRPO"))
-        if world.is_first:
-            model.save(run.out / "final")
-        if config.sft_equal_time:
-            model = load_model(config, world, warm)
-            warm_start(config, world, run, model, train, loader, seconds=run.seconds["grpo"])
-            run.stage("sft_equal_time", lambda: measure("SFT for as long"))
-        run.seconds["total"] = round(run.seconds.get("total", 0.0) + time.time() - began, 2)
-        if world.is_first:
-            finish(config, run, held_out, predictions)
+        run = Run(config, world, loader)
+        initial, train_data, eval_data = config.model, config.train_data, config.eval_data
+        if not config.model:
+            initial, train_data, eval_data = prepare_toy(config, world)
+        root = config.video_root or None
+        train = with_style(load_samples(train_data, root, config.tasks, config.seed), config.prompt)
+        held_out = with_style(load_samples(eval_data, root, config.tasks), config.prompt) if eval_data else []
+        run_stages(run, initial, train, held_out)
+    run.seconds["total"] = round(run.seconds.get("total", 0.0) + time.time() - began, 2)
+    if world.is_first:
+        finish(run, held_out)
     scale.stop()
 
 
-def finish(config: Config, run: Run, held_out: list[dict], predictions: list[dict]) -> None:
+def finish(run: Run, held_out: list[dict]) -> None:
     """summary.json, the table, and three completions to look at."""
     results = run.results
     baselines = blind_baselines(held_out) if held_out else {}
@@ -672,12 +695,12 @@ def finish(config: Config, run: Run, held_out: list[dict], predictions: list[dic
     columns = {"before": summary["before"], "after SFT": summary["after_sft"], "after GRPO": summary["after"],
                "SFT, equal time": results.get("sft_equal_time"), **baselines}  # fmt: skip
     print_table({name: column for name, column in columns.items() if column}, f"{len(held_out)} held-out samples")
-    seen = set()
-    for sample, prediction in zip(held_out, predictions):
-        if sample["task"] not in seen and len(seen) < 3:
-            seen.add(sample["task"])
-            truth = target_text({k: v for k, v in sample.items() if k != "target"}, config.prompt)
-            print(f"\n{sample['task']}: {sample['question']}\n  said     {prediction['completions'][0]}\n  expected {truth}")
+    last = next((name for name in ("after", "after_sft", "before") if results.get(name)), None)
+    for line in open(run.out / f"predictions.{last}.jsonl", encoding="utf-8").readlines()[:3] if last else []:
+        prediction = json.loads(line)
+        sample = next(sample for sample in held_out if sample["id"] == prediction["id"])
+        truth = target_text({k: v for k, v in sample.items() if k != "target"}, run.config.prompt)
+        print(f"\n{sample['task']}: {sample['question']}\n  said     {prediction['completions'][0]}\n  expected {truth}")
     print(f"\n{run.out}/summary.json, {run.out}/final; {run.seconds['total']:.0f} s in all")
 
 

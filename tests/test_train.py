@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,6 @@ import pytest
 import torch
 from conftest import ROOT
 
-import toy
 import train
 from model import VideoLM
 
@@ -41,16 +41,6 @@ def run(folder: Path, *arguments: str, processes: int = 0, env: dict | None = No
     return subprocess.run([*start, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
 
 
-def started_model(folder: Path) -> Path:
-    """A checkpoint that says the formats of the toy's answers often enough for rewards to differ."""
-    model = folder / "start"
-    if not model.exists():
-        toy.write_dataset(folder / "toy", train=6, eval=4, seed=0)
-        texts = [json.loads(line)["target"] for line in open(folder / "toy" / "train.jsonl") if '"target"' in line]
-        toy.write_model(model, texts * 3, seed=0)
-    return model
-
-
 @pytest.fixture(scope="module")
 def whole_run(tmp_path_factory):
     """One run of all four stages in miniature, with a warm start long enough that groups have spread."""
@@ -64,6 +54,14 @@ def whole_run(tmp_path_factory):
     finally:
         os.chdir(old)
     return folder / "run"
+
+
+@pytest.fixture
+def started(whole_run, tmp_path) -> Path:
+    """A folder with the clips and, as `start`, a model that has learned enough for the rewards of a group to differ."""
+    shutil.copytree(whole_run / "warm_start", tmp_path / "start")
+    shutil.copytree(whole_run.parent / "toy" / "seed0-6-4", tmp_path / "toy")
+    return tmp_path
 
 
 # --- one run -------------------------------------------------------------------------------------------------------------
@@ -145,12 +143,11 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(whole_run, monkeypatch):
     assert (whole_run / "summary.json").read_bytes() == before
 
 
-def test_a_killed_run_resumes_bit_for_bit(tmp_path):
+def test_a_killed_run_resumes_bit_for_bit(started):
     """Resuming that repeats or skips a batch, or loses optimiser state, gives another model: compared to the last bit."""
-    started_model(tmp_path)
+    tmp_path = started
     arguments = ["--model", "start", "--train_data", "toy/train.jsonl", "--eval_data", "toy/eval.jsonl", *SMALL[4:],
-                 "--tasks", "grounding", "qa", "--prompt", "answer", "--min_pixels", "3136", "--lr", "1e-3", "--sft_lr", "1e-3",
-                 "--select_k", "0", "--steps", "6", "--pack_tokens", "8192"]  # fmt: skip
+                 "--tasks", "grounding", "qa", "--min_pixels", "3136", "--lr", "4e-4", "--sft_lr", "1e-3", "--steps", "6", "--pack_tokens", "8192"]  # fmt: skip
     unbroken = run(tmp_path, *arguments, "--out", "unbroken")
     assert unbroken.returncode == 0, unbroken.stderr[-3000:]
     start = [sys.executable, str(ROOT / "train.py"), *arguments, "--out", "broken"]
@@ -187,33 +184,33 @@ def test_lines_behind_the_checkpoint_are_written_again_and_not_twice(tmp_path):
 # --- several processes ---------------------------------------------------------------------------------------------------
 
 
-def test_two_processes_give_the_run_of_one_also_with_an_unreadable_video(tmp_path):
+def test_two_processes_give_the_run_of_one_also_with_an_unreadable_video(started):
     """Noise is a function of the question, gradients are summed with one denominator: the world size is no setting.
 
     One video is broken, so that in some steps one rank has fewer groups than the other, or none: it must not hang.
     """
-    started_model(tmp_path)
+    tmp_path = started
     (tmp_path / "toy" / "videos" / "train-0002.mp4").write_bytes(b"not a video")
     arguments = ["--model", "start", "--train_data", "toy/train.jsonl", "--eval_data", "toy/eval.jsonl", *SMALL[4:],
-                 "--prompt", "answer", "--min_pixels", "3136", "--lr", "1e-3", "--sft_lr", "1e-3", "--tasks", "grounding", "qa",
-                 "--pack_tokens", "8192", "--sft_steps", "12", "--sft_questions", "6", "--steps", "5", "--questions", "2",
-                 "--keep_dead_groups"]  # fmt: skip
+                 "--min_pixels", "3136", "--lr", "4e-4", "--sft_lr", "1e-3", "--tasks", "grounding", "qa",
+                 "--pack_tokens", "8192", "--sft_steps", "6", "--sft_questions", "4", "--steps", "6", "--questions", "2"]  # fmt: skip
     results = [run(tmp_path, *arguments, "--out", f"world{n}", processes=n) for n in (1, 2)]
     for result in results:
         assert result.returncode == 0, result.stderr[-3000:]
     assert "train-0002.mp4" in results[1].stdout + results[1].stderr
     one, two = (without_seconds(lines(tmp_path / f"world{n}" / "metrics.jsonl")) for n in (1, 2))
-    assert len(one) == len(two) == 17 and sum(line["unreadable"] for line in one) > 0
+    assert len(one) == len(two) == 12 and sum(line["unreadable"] for line in one) > 0
     for a, b in zip(one, two):
         assert a.keys() == b.keys()
-        for name in a:
-            assert a[name] == pytest.approx(b[name], abs=1e-4, rel=1e-3), (a["phase"], a["step"], name)
+        assert a.pop("phase") == b.pop("phase")
+        assert a == pytest.approx(b, abs=1e-4, rel=1e-3)
     said = [[(r["step"], r["id"], r["completion"]) for r in lines(tmp_path / f"world{n}" / "completions.jsonl")] for n in (1, 2)]
     assert sorted(said[0]) == sorted(said[1])
     a, b = (VideoLM.load(str(tmp_path / f"world{n}" / "final")).hf.state_dict() for n in (1, 2))
     assert max((a[name] - b[name]).abs().max() for name in a) < 1e-4
     start = VideoLM.load(str(tmp_path / "start")).hf.state_dict()
-    assert max((a[name] - start[name]).abs().max() for name in a) > 1e-2  # there was something to compare
+    assert max((a[name] - start[name]).abs().max() for name in a) > 1e-3  # there was something to compare
+    assert any(line["grad_norm"] > 0 and "kl" in line for line in one)
     summaries = [json.loads((tmp_path / f"world{n}" / "summary.json").read_text()) for n in (1, 2)]
     assert summaries[0]["after"] == pytest.approx(summaries[1]["after"], abs=1e-6) and summaries[0]["after"]["n"] == 8
 
