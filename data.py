@@ -55,6 +55,8 @@ def load_samples(entries: list[str], video_root: str | Path | None = None, tasks
             raise ValueError(f"{file}: no sample{' of task ' + ', '.join(tasks) if tasks else ''}; check the file "
                              "and --tasks")
         samples = _take(samples, take, random.Random(f"{seed} {file.name}"))
+        if not samples:
+            raise ValueError(f"{file}: ':{take}' leaves no sample of it")
         for sample in samples:
             if "video" in sample:
                 sample["video"] = str((Path(root or video_root or file.parent) / sample["video"]).absolute())

@@ -17,6 +17,7 @@ import argparse
 import hashlib
 import json
 import math
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -292,7 +293,7 @@ def answer_batch(model, loader, samples: list[dict], *, style: str, num_samples:
                  max_new_tokens: int, max_prompt_tokens: int | None, mix: str, seed: int) -> list[dict]:  # fmt: skip
     prompts, problems = load_prompts(model, loader, samples, style, max_prompt_tokens)
     readable = [prompt for prompt in prompts if prompt is not None]
-    seeds = [sampling_seed(seed, 0, prompt.sample["id"]) for prompt in readable]
+    seeds = [sampling_seed(seed, -1, prompt.sample["id"]) for prompt in readable]  # -1: no step of training draws this
     groups = rollout(model, readable, group_size=num_samples, max_new_tokens=max_new_tokens, temperature=temperature,
                      seeds=seeds, mix=mix)  # fmt: skip
     groups = iter(groups)
@@ -350,7 +351,7 @@ def print_table(columns: dict[str, dict], title: str = "") -> None:
     """One row a metric, one column an evaluation; what an evaluation does not have is a dash, or no column at all."""
     names = [name for name in METRICS if any(name in column for column in columns.values())]
     columns = {key: column for key, column in columns.items() if any("/" in name for name in column)}
-    width = 2 + max(map(len, columns))
+    width = 2 + max(map(len, columns), default=0)
     print(f"\n{title:24}" + "".join(f"{name:>{width}}" for name in columns))
     for name in names:
         cells = [f"{column[name]:.3f}" if column.get(name) is not None else "-" for column in columns.values()]
@@ -387,12 +388,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def main() -> None:
-    args = parse_arguments()
+def main(arguments: list[str] | None = None) -> None:
+    args = parse_arguments(arguments)
     world = scale.start(args.device)
     samples = with_style(load_samples(args.data, args.video_root, args.tasks, args.seed), args.prompt)
-    dtype = torch.bfloat16 if world.device.type == "cuda" else torch.float32
-    model = VideoLM.load(args.model, world.device, dtype)
+    model = VideoLM.load(args.model, world.device)
     settings = VideoSettings(args.fps, args.max_frames, args.total_pixels, args.min_pixels)
     temperature = args.temperature if args.temperature is not None else float(args.num_samples > 1)
     with VideoLoader(settings, num_workers=args.num_workers, deadline=args.decode_seconds) as loader:
@@ -412,7 +412,7 @@ def write_results(args: argparse.Namespace, samples: list[dict], predictions: li
             file.write(json.dumps(prediction) + "\n")
     # Several completions of a sample: the mean over them, one compute_metrics for each.
     rounds = [compute_metrics(samples, [p["completions"][k] for p in predictions]) for k in range(args.num_samples)]
-    metrics = {name: float(np.mean([r[name] for r in rounds])) for name in rounds[0]}
+    metrics = {name: float(np.mean([r[name] for r in rounds])) for name in rounds[0]} | {"n": len(samples)}
     baselines = blind_baselines(samples)
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
     report = {**metrics, "baselines": baselines, "config": settings}
@@ -424,4 +424,7 @@ def write_results(args: argparse.Namespace, samples: list[dict], predictions: li
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (ValueError, OSError) as error:  # a wrong file or value, named in the message
+        sys.exit(f"error: {error}")

@@ -25,6 +25,7 @@ adds 1e-3), sequence-level ratios (GSPO), and filtering of overlong completions.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -190,7 +191,7 @@ def grpo_loss(
     `denominator` replaces that last count, of completions or of tokens: pass the count of the whole step, over all
     micro-batches and ranks, and sum the losses and gradients. A row without tokens adds 0, and counts as a completion.
 
-    Stats are sums over tokens, for the same reason: see `mean_stats`. ValueError for shapes that do not fit, for an
+    Stats are sums over tokens, for the same reason: divide by their `tokens` at the end of the step. ValueError for shapes that do not fit, for an
     unknown `norm`, and for beta > 0 without a reference.
 
     One token, sampled with probability 0.4 and now at 0.6, so rho = 1.5. In a good answer it has had its share: the
@@ -251,32 +252,6 @@ def _sum_stats(ratio: Tensor, clipped: Tensor, kl: Tensor, mask: Tensor) -> dict
         "kl_sum": kl.sum(),
         "ratio_sum": ratio.sum(),
         "clipped_tokens": clipped.sum(),
-        # The 0 keeps a micro-batch without rows legal.
-        "ratio_max": torch.cat([ratio.flatten(), ratio.new_zeros(1)]).max(),
-    }
-
-
-def mean_stats(parts: list[dict[str, Tensor]]) -> dict[str, float]:
-    """What to log for a step, from the stats of all its micro-batches (and ranks): means over tokens, never of means.
-
-    `kl`: nats per token. `clip_fraction`: share of tokens whose policy gradient the clip has cut to 0. On the first
-    update after sampling it is 0 by construction, and `ratio_mean` and `ratio_max` are 1.
-
-    >>> short = dict(tokens=2, kl_sum=0.5, ratio_sum=2.0, clipped_tokens=0, ratio_max=1.0)
-    >>> long = dict(tokens=6, kl_sum=1.5, ratio_sum=9.0, clipped_tokens=3, ratio_max=1.9)
-    >>> mean_stats([short, long])
-    {'kl': 0.25, 'clip_fraction': 0.375, 'ratio_mean': 1.375, 'ratio_max': 1.9}
-    """
-
-    def total(name: str) -> float:
-        return sum(float(part[name]) for part in parts)
-
-    tokens = max(total("tokens"), 1.0)
-    return {
-        "kl": total("kl_sum") / tokens,
-        "clip_fraction": total("clipped_tokens") / tokens,
-        "ratio_mean": total("ratio_sum") / tokens,
-        "ratio_max": max((float(part["ratio_max"]) for part in parts), default=0.0),
     }
 
 
@@ -302,7 +277,7 @@ class Group:
     def num_tokens(self) -> int:
         return int(self.mask.sum())
 
-    @property
+    @cached_property
     def is_live(self) -> bool:
         return bool(live_groups(torch.tensor([[score.total for score in self.scores]], dtype=torch.float64)))
 
@@ -358,7 +333,7 @@ def accumulate_gradients(model, reference, groups: list[Group], *, temperature: 
     for sampling serve the policy and the reference too.
     """
     sums = {"loss": 0.0, "tokens": 0.0, "kl_sum": 0.0, "ratio_sum": 0.0, "clipped_tokens": 0.0, "gap_sum": 0.0}
-    most = {"ratio_max": 0.0, "gap_max": 0.0}
+    most = {"gap_max": 0.0}
     lengths = [len(group.prompt.ids) + group.tokens.numel() for group in groups]
     for pack in model.pack(lengths):
         pack = [groups[i] for i in pack]
@@ -375,7 +350,6 @@ def accumulate_gradients(model, reference, groups: list[Group], *, temperature: 
             gap = torch.where(group.mask, lp.detach() - group.sampled_logps, 0.0).abs()
             sums["gap_sum"] += float(gap.sum())
             most["gap_max"] = max(most["gap_max"], float(gap.max()))
-            most["ratio_max"] = max(most["ratio_max"], float(stats["ratio_max"]))
             for name in ("tokens", "kl_sum", "ratio_sum", "clipped_tokens"):
                 sums[name] += float(stats[name])
         sums["loss"] += float(loss.detach())

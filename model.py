@@ -22,7 +22,9 @@ Shapes: Q questions, G completions of one question, C tokens of the longest comp
 among them, N patches = 4 V, D hidden size, H heads, K key/value heads, d head size, L tokens of a packed row, W vocabulary.
 """
 
+import functools
 import shutil
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -142,6 +144,7 @@ class GroupCache:
 
 def _grouped_attention(module, query, key, value, attention_mask, *, scaling, attend, **unused):
     """The function the library's decoder layers call: hands their heads to `attend`, one of the two classes above."""
+    query, key = query.to(value.dtype), key.to(value.dtype)  # under autocast the rotation has made float32 of them
     return attend(module.layer_idx, query, key, value, scaling).transpose(1, 2).contiguous(), None  # (B, S, H, d)
 
 
@@ -161,6 +164,18 @@ def sample_tokens(logps: Tensor, noise: Tensor) -> Tensor:
     target = noise.unsqueeze(-1) * cdf[..., -1:]  # the sum is 1 up to rounding; scale instead of hoping
     token = torch.searchsorted(cdf, target, right=True).squeeze(-1)  # first with a cdf above: never one of mass 0
     return token.to(logps.device)
+
+
+def _in_one_compute_context(method: Callable) -> Callable:
+    """Autocast keeps its bfloat16 copies of the weights until its outermost context ends: around all of sampling they are
+    made once, around each step they would be made for every token."""
+
+    @functools.wraps(method)
+    def wrapped(self, *args, **named):
+        with self._compute():
+            return method(self, *args, **named)
+
+    return wrapped
 
 
 # --- the model -----------------------------------------------------------------------------------------------------------
@@ -185,7 +200,10 @@ class VideoLM:
                                   config.vision_end_token_id})  # fmt: skip
         self.eos_ids = sorted(end_token_ids(hf, tokenizer))
         self.device = next(hf.parameters()).device
-        self.autocast = None  # bfloat16 compute over float32 weights, set by `load`
+        self.is_banned = torch.zeros(self.lm_head.out_features, dtype=torch.bool, device=self.device)
+        self.is_banned[self.banned_ids] = True
+        # bfloat16 arithmetic over float32 weights on a GPU; the same in training and evaluation
+        self.autocast = torch.bfloat16 if self.device.type == "cuda" else None
 
     @classmethod
     def load(cls, name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> "VideoLM":
@@ -204,7 +222,8 @@ class VideoLM:
         self.hf.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         for file in COMPANION_FILES:
-            found = cached_file(self.source, file, _raise_exceptions_for_missing_entries=False)
+            found = cached_file(self.source, file, _raise_exceptions_for_missing_entries=False,
+                                _raise_exceptions_for_connection_errors=False)
             # generation_config.json too: the library would write its own, without the checkpoint's sampling settings
             if found is not None and Path(found).resolve() != (folder / file).resolve():
                 shutil.copyfile(found, folder / file)
@@ -229,6 +248,7 @@ class VideoLM:
 
     def encode_videos(self, patches: list[Tensor], grids: list[tuple[int, int, int]]) -> list[Tensor]:
         """Several videos in one pass of the vision tower; they do not see each other. -> one (V, D) each."""
+        self.hf.train(torch.is_grad_enabled())  # gradient checkpointing of the library's layers looks at this flag
         sizes = [t * h * w // 4 for t, h, w in grids]
         grid = torch.tensor(grids, device=self.device)  # (videos, 3)
         with self._compute():
@@ -236,11 +256,11 @@ class VideoLM:
         merged = getattr(out, "pooler_output", out)  # older releases return the tensor itself
         return list(merged.split(sizes))
 
-    def embed(self, ids: Tensor, video: Tensor | None) -> Tensor:
-        """ids (P,), video (V, D) or None -> (1, P, D): the video's rows replace those of its placeholders."""
-        ids = ids.to(self.device)
-        embeds = self.text.embed_tokens(ids)  # (P, D)
-        where = ids == self.video_token_id  # (P,)
+    def embed(self, prompt: Tensor, video: Tensor | None) -> Tensor:
+        """prompt (P,) token ids, video (V, D) or None -> (1, P, D): the video's rows replace those of its placeholders."""
+        prompt = prompt.to(self.device)
+        embeds = self.text.embed_tokens(prompt)  # (P, D)
+        where = prompt == self.video_token_id  # (P,)
         num_rows = 0 if video is None else len(video)
         if int(where.sum()) != num_rows:
             raise ValueError(f"the prompt has {int(where.sum())} video placeholders, the video {num_rows} tokens")
@@ -251,6 +271,7 @@ class VideoLM:
     # --- sampling ---
 
     @torch.no_grad()
+    @_in_one_compute_context
     def generate(self, embeds: list[Tensor], positions: list[Tensor], *, group_size: int, max_new_tokens: int,
                  temperature: float, seeds: list[int]) -> list[tuple[Tensor, Tensor]]:  # fmt: skip
         """Sample `group_size` completions of each question, all questions together.
@@ -347,7 +368,7 @@ class VideoLM:
         for e, p, t in zip(embeds, positions, tokens):
             G, C = t.shape
             fed = t[:, :-1].to(self.device)  # the last token predicts nothing that is needed
-            row += [e, self.text.embed_tokens(fed).reshape(1, G * (C - 1), -1)]
+            row += [e, self.text.embed_tokens(fed).reshape(1, G * (C - 1), e.shape[-1])]
             own = p.max() + 1 + torch.arange(C - 1, device=p.device)  # (C - 1,): a completion counts on from its prompt
             where += [p.to(self.device), own.repeat(G).expand(3, -1).to(self.device)]
             spans.append((e.shape[1], G, C - 1))
@@ -355,7 +376,7 @@ class VideoLM:
         out = []
         for (P, G, fed), h, t in zip(spans, hidden[0].split([P + G * fed for P, G, fed in spans]), tokens):
             first = h[P - 1].expand(G, 1, -1)  # the prompt's last position predicts the first token of all G
-            states = torch.cat([first, h[P:].view(G, fed, -1)], dim=1)  # (G, C, D)
+            states = torch.cat([first, h[P:].view(G, fed, h.shape[-1])], dim=1)  # (G, C, D)
             out.append(self._token_logps(states, t.to(self.device), temperature))
         return out
 
@@ -389,9 +410,7 @@ class VideoLM:
         with self._compute():
             logits = self.lm_head(hidden)
         logits = logits.float() / temperature
-        banned = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
-        banned[self.banned_ids] = True
-        return logits.masked_fill(banned, float("-inf")).log_softmax(-1)
+        return logits.masked_fill(self.is_banned, float("-inf")).log_softmax(-1)
 
     def _compute(self):
         return torch.autocast(self.device.type, self.autocast) if self.autocast else nullcontext()

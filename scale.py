@@ -90,15 +90,29 @@ def wait_for_all(world: World) -> None:
 def sum_gradients(world: World, parameters: Iterable[torch.nn.Parameter]) -> None:
     """Add the gradients of all ranks. A sum, not a mean: the loss already has the denominator of the whole step.
 
-    A rank whose groups were all dropped has no gradients: it adds zeros, so that the call below is made by everybody.
+    A rank whose groups were all dropped has no gradients: it adds zeros, so that the calls below are made by everybody.
+    What no rank has a gradient for (a vision tower in a batch of text) stays without: zeros would let momentum move it.
     """
     if world.size == 1:
         return
     parameters = [p for p in parameters if p.requires_grad]
-    flat = torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in parameters])
-    dist.all_reduce(flat)
-    for p, grad in zip(parameters, flat.split([p.numel() for p in parameters])):
-        p.grad = grad.view_as(p)
+    has_gradient = largest(world, [float(p.grad is not None) for p in parameters])
+    parameters = [p for p, known in zip(parameters, has_gradient) if known]
+    for bucket in buckets(parameters, most=2**27):  # 512 MB at a time: the copy below must not double the gradients
+        flat = torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in bucket])
+        dist.all_reduce(flat)
+        for p, grad in zip(bucket, flat.split([p.numel() for p in bucket])):
+            p.grad = grad.view_as(p)
+
+
+def buckets(parameters: list[torch.nn.Parameter], most: int) -> list[list[torch.nn.Parameter]]:
+    """Consecutive parameters with at most `most` numbers together; a larger one is alone."""
+    groups: list[list] = [[]]
+    for p in parameters:
+        if groups[-1] and sum(q.numel() for q in groups[-1]) + p.numel() > most:
+            groups.append([])
+        groups[-1].append(p)
+    return [group for group in groups if group]
 
 
 # --- checkpoints ---------------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from data import load_samples, parse_entry, read_jsonl, write_jsonl
+from rewards import task_score
 
 DISCRETE = ("qa", "classification")
 BINS = ("all_wrong", "all_right", "mixed",
@@ -50,10 +51,7 @@ def read_predictions(file: str | Path) -> dict[str, dict]:
 
 def task_scores(prediction: dict) -> list[float]:
     """The K task scores: the mean of the parts without `format`, which every sample learns to satisfy alike."""
-    scores = []
-    for parts in prediction["parts"]:
-        values = [value for name, value in parts.items() if name != "format"]
-        scores.append(sum(values) / len(values) if values else 0.0)
+    scores = [task_score(parts) for parts in prediction["parts"]]
     # A video that could not be read has no completions to vary: as poor as can be, and not worth a seat.
     if set(prediction.get("reasons", [])) == {"unreadable_video"}:
         scores = [0.0, 0.0]

@@ -1,16 +1,16 @@
 """The synthetic task: short clips that a model must watch to answer, and a tiny Qwen2.5-VL that can learn to.
 
-A clip lasts 8 seconds. A small white square wanders over a grey ground; twice, for 2 or 3 whole seconds, the screen
-is tinted in one of four colours. The clip is crisp or noisy. From that come samples of all five tasks:
+A clip lasts 10 seconds. A small white square wanders over a grey ground; once, for 2 to 4 whole seconds, the screen is
+tinted in one of four colours. The clip is crisp or noisy. From that come samples of all five tasks:
 
-    grounding       when is the screen red?                      exactly one span
-    qa              which colour does the screen turn first?     a letter
-    gqa             the same, with the window that shows it      letter and span
-    tracking        where is the white square?                   eight boxes
-    classification  is the quality high or low?                  a label
+    grounding       when is the screen red?                exactly one span
+    qa              which colour does the screen turn?     a letter
+    gqa             the same, with the window it does so   letter and span
+    tracking        where is the white square?             eight boxes
+    classification  is the quality high or low?            a label
 
-Colours, order, times and letters are drawn independently, so that an answer which does not look at the video scores what
-the blind baselines score. Everything is a real file: H.264 in .mp4, a Hugging Face folder, a jsonl.
+Colour, time and place are drawn independently, so that an answer which does not look at the video scores what the blind
+baselines score. Everything is a real file: H.264 in .mp4, a Hugging Face folder, a jsonl.
 
 Two kinds of label. `spans` is exact: the reward and the evaluation use it. `target`, which supervised fine-tuning imitates,
 comes from annotators who press a key while they watch: both ends up to `LATENESS` seconds late, in the thought as in the
@@ -28,7 +28,7 @@ COLOURS = {"red": (230, 40, 40), "green": (40, 190, 60), "blue": (50, 70, 230), 
 SIZE, FPS = 56, 8  # 56 x 56 pixels are 2 x 2 tokens for every second
 DURATION, EVENT_LENGTHS = 10, (2, 3, 4)  # seconds
 LATENESS = 2  # seconds by which the ends of a warm-start label come late, at most
-VERSION = 7  # of everything above and below: a folder written by another version is written anew
+VERSION = 8  # of everything above and below: a folder written by another version is written anew
 
 # --- clips ---------------------------------------------------------------------------------------------------------------
 
@@ -69,7 +69,7 @@ def write_mp4(path: Path, frames: np.ndarray, fps: int = FPS) -> None:
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=Fraction(fps))
         stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
-        stream.options = {"crf": "20", "preset": "veryfast", "threads": "1"}
+        stream.options = {"crf": "20", "preset": "ultrafast", "threads": "1"}  # others vary from run to run
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
@@ -222,4 +222,5 @@ def write_model(folder: Path, texts: list[str], seed: int) -> None:
     tokenizer = build_tokenizer(texts)
     build_model(tokenizer, seed).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    # last: the folder is complete when this file is there
     (Path(folder) / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR, indent=2))

@@ -1,7 +1,7 @@
 """The loop: from a checkpoint and questions about videos to a model that answers them better.
 
     torchrun train.py                                            the synthetic task, from random weights, on a laptop
-    torchrun --nproc_per_node=8 train.py --model Qwen/Qwen2.5-VL-7B-Instruct --train_data a.jsonl --eval_data b.jsonl
+    torchrun --nproc_per_node=8 train.py --model Qwen/Qwen2.5-VL-3B-Instruct --train_data a.jsonl --eval_data b.jsonl
 
 Four stages, in the order of the file; a step count of 0 skips one:
 
@@ -84,7 +84,7 @@ class Config:
     temperature: float = flag(1.0, "of sampling and of scoring")
     lr: float = flag(4e-4, "peak learning rate", paper=1e-6)
     lr_schedule: str = flag("linear", "after the warm-up: fall linearly to 0, or stay", choices=("linear", "constant"))
-    warmup_steps: int = flag(20, "steps in which the rate rises from 0", paper=0)
+    warmup_steps: int = flag(20, "steps in which the rate rises from 0, here and in the warm start", paper=0)
     weight_decay: float = flag(0.0, "of AdamW")
     adam_beta2: float = flag(0.99, "how long AdamW remembers squared gradients: 0.99 suits short runs", paper=0.999)
     max_grad_norm: float = flag(1.0, "longer gradients are shortened to this")
@@ -127,6 +127,8 @@ def parse_config(arguments: list[str] | None = None) -> Config:
         text = f"{f.metadata['help']} (default: {shown[0]}{'' if paper == f.default else f'; with --model: {shown[1]}'})"
         parser.add_argument(f"--{f.name}", default=None, help=text.replace("%", "%%"), **kind)
     given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
+    if given.get("resume"):
+        given = settings_of_the_run(given, parser)
     for f in fields(Config):
         default = f.metadata["paper"] if given.get("model") else f.default
         given.setdefault(f.name, list(default) if isinstance(default, tuple) else default)
@@ -136,22 +138,49 @@ def parse_config(arguments: list[str] | None = None) -> Config:
     return config
 
 
+# What decides which question comes when, and how it is sampled: another value would make a resumed run another run.
+FIXED = ("model", "train_data", "tasks", "seed", "toy_train", "toy_eval", "prompt", "questions", "sft_questions")
+
+
+def settings_of_the_run(given: dict, parser: argparse.ArgumentParser) -> dict:
+    """With --resume, flags left out keep the values of the run; those that cannot change are refused."""
+    file = Path(given.get("out") or Config.out) / "config.json"
+    if not file.exists():
+        return given
+    saved = json.loads(file.read_text())
+    for name in FIXED:
+        if name in given and given[name] != saved[name]:
+            parser.error(f"--resume: this run has --{name} {saved[name]}, not {given[name]}; name another --out")
+    return {**{f.name: saved[f.name] for f in fields(Config) if f.name in saved and f.name != "overwrite"}, **given}
+
+
 def find_problem(config: Config) -> str | None:
     """What is wrong with the settings, in words that name the flag and the remedy."""
     if config.model and not config.train_data:
         return "--model needs --train_data (samples as jsonl; python data.py convert makes them)"
     if not config.model and (config.train_data or config.eval_data):
         return "--train_data and --eval_data need --model; without it the synthetic task is run"
-    for name in ("questions", "sft_questions", "group_size", "max_new_tokens", "inner_steps", "pack_tokens"):
+    for name in ("questions", "sft_questions", "group_size", "max_new_tokens", "inner_steps", "pack_tokens", "save_every",
+                 "keep_checkpoints"):  # fmt: skip
         if getattr(config, name) < 1:
             return f"--{name} is {getattr(config, name)}; it must be at least 1"
     if config.steps and config.group_size < 2:
         return "--group_size is 1: a completion without siblings has no advantage; take 2 or more"
     if config.select_k == 1:
         return "--select_k is 1: one answer has no spread; take 2 or more, or 0 to train on everything"
+    if config.sft_equal_time and not config.steps:
+        return "--sft_equal_time lasts as long as GRPO; with --steps 0 there is nothing to compare with"
+    if config.model and config.eval_every and not config.eval_data:
+        return "--eval_every needs --eval_data"
+    if config.overwrite and any(is_inside(path, config.out) for path in (config.model, *config.train_data, *config.eval_data)):
+        return f"--overwrite would delete the model or the data: they lie in --out {config.out}"
     if config.temperature <= 0:
         return f"--temperature is {config.temperature}; sampling needs more than 0 (evaluation is greedy anyway)"
     return None
+
+
+def is_inside(path: str, folder: str) -> bool:
+    return bool(path) and Path(path).exists() and Path(path).resolve().is_relative_to(Path(folder).resolve())
 
 
 # --- the folder of a run -------------------------------------------------------------------------------------------------
@@ -169,8 +198,8 @@ class Run:
             raise SystemExit(f"{self.out} holds a run already: --resume goes on with it, --overwrite deletes it, "
                              "--out names another folder")  # fmt: skip
         scale.wait_for_all(world)  # nobody deletes or writes before everybody has looked
-        if config.overwrite and not config.resume and world.is_first:
-            shutil.rmtree(self.out, ignore_errors=True)
+        if config.overwrite and not config.resume and world.is_first and (self.out / "config.json").exists():
+            shutil.rmtree(self.out)  # only ever a folder that a run has written
         scale.wait_for_all(world)
         self.results: dict = json.loads(state.read_text()) if config.resume and state.exists() else {}
         self.seconds: dict = self.results.setdefault("seconds", {})
@@ -270,22 +299,28 @@ def order_of(samples: list[dict], seed: int) -> Iterator[dict]:
 
 
 class Stream:
-    """A position in that endless order; `peek` looks ahead so that videos can be decoded before they are needed."""
+    """A position in that endless order, the same on every rank; of the next samples each rank gets its share.
 
-    def __init__(self, samples: list[dict], seed: int, cursor: int):
-        self.source, self.ahead, self.cursor = order_of(samples, seed), [], cursor
+    Which rank gets a sample depends on its position alone. So a video that was decoded ahead, after `peek`, is decoded
+    by the rank that will need it, however many samples are taken at a time.
+    """
+
+    def __init__(self, samples: list[dict], seed: int, cursor: int, world: scale.World):
+        self.source, self.ahead, self.cursor, self.world = order_of(samples, seed), [], cursor, world
         for _ in range(cursor):
             next(self.source)
 
     def peek(self, count: int) -> list[dict]:
+        """This rank's share of the next `count` samples, without moving on."""
         while len(self.ahead) < count:
             self.ahead.append(next(self.source))
-        return self.ahead[:count]
+        numbered = enumerate(self.ahead[:count], self.cursor)
+        return [sample for i, sample in numbered if i % self.world.size == self.world.rank]
 
     def take(self, count: int) -> list[dict]:
-        taken = self.peek(count)
+        mine = self.peek(count)
         self.ahead, self.cursor = self.ahead[count:], self.cursor + count
-        return taken
+        return mine
 
 
 def number_of_steps(asked: int, samples: list[dict], questions: int) -> int:
@@ -324,11 +359,14 @@ def optimizer_step(config: Config, world: scale.World, optimizer: torch.optim.Ad
 class Clock:
     """Seconds of a step by phase: `clock("sample")` says that what follows until the next call is sampling."""
 
-    def __init__(self):
+    def __init__(self, device: torch.device):
+        self.device = device
         self.seconds: Counter = Counter()
         self.phase, self.since = None, time.time()
 
     def __call__(self, phase: str | None) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()  # a GPU works on after Python has gone on: without this its time lands in the next phase
         now = time.time()
         if self.phase:
             self.seconds[self.phase] += now - self.since
@@ -339,15 +377,14 @@ class Clock:
 
 
 def load_model(config: Config, world: scale.World, name: str, dtype: torch.dtype = torch.float32) -> VideoLM:
-    """float32 weights; on a GPU the arithmetic is bfloat16."""
     model = VideoLM.load(name, world.device, dtype)
     model.pack_tokens = config.pack_tokens
-    if world.device.type == "cuda":
-        model.autocast = torch.bfloat16
     if config.gradient_checkpointing:
         model.hf.gradient_checkpointing_enable({"use_reentrant": False})
     return model
 
+
+NOTHING_READABLE = "not one video of the first step can be read (the reasons are above): check --video_root"
 
 # --- stage 1: warm start -------------------------------------------------------------------------------------------------
 
@@ -359,13 +396,15 @@ def warm_start(run: Run, model: VideoLM, samples: list[dict]) -> None:
     optimizer = make_optimizer(config, model, config.sft_lr)
     steps = number_of_steps(config.sft_steps, samples, config.sft_questions)
     first, cursor = run.restore("sft", model, optimizer)
-    stream = Stream(samples, config.seed, cursor)
+    stream = Stream(samples, config.seed, cursor, world)
     start = time.time() - run.seconds.get("sft", 0.0)
     bar = tqdm(total=steps, initial=first, desc="SFT", unit="step", disable=not world.is_first)
     for step in range(first, steps):
         line = sft_gradients(run, model, stream)
         lr = learning_rate(config.sft_lr, step, steps, config.warmup_steps, "linear")
         norm = optimizer_step(config, world, optimizer, lr)
+        if step == 0 and line["tokens"] == 0:
+            raise SystemExit(NOTHING_READABLE)
         run.seconds["sft"] = round(time.time() - start, 2)
         run.log({"phase": "sft", "step": step + 1, **line, "grad_norm": norm, "lr": lr})
         bar.set_postfix_str(f"loss {line['loss']:.3f}")
@@ -379,7 +418,8 @@ def sft_for_seconds(run: Run, model: VideoLM, samples: list[dict], seconds: floa
     """The control for GRPO: imitation that goes on for as long, its learning rate falling linearly over that time."""
     config = run.config
     optimizer = make_optimizer(config, model, config.sft_lr)
-    stream = Stream(samples, config.seed + 1, 0)  # another order than the warm start's
+    stream = Stream(samples, config.seed + 1, 0, run.world)  # another order than the warm start's
+    (seconds,) = scale.largest(run.world, [seconds])
     start, spent = time.time(), 0.0
     while spent < seconds:
         sft_gradients(run, model, stream)
@@ -390,8 +430,8 @@ def sft_for_seconds(run: Run, model: VideoLM, samples: list[dict], seconds: floa
 def sft_gradients(run: Run, model: VideoLM, stream: "Stream") -> dict:
     """Gradient of the mean negative log-likelihood of the next questions' target tokens; what to log."""
     config, world = run.config, run.world
-    batch = world.share(stream.take(config.sft_questions))
-    prompts, problems = run.load_prompts(batch, world.share(stream.peek(config.sft_questions)), model)
+    batch = stream.take(config.sft_questions)
+    prompts, problems = run.load_prompts(batch, stream.peek(config.sft_questions), model)
     targets = [encode_target(model, target_text(prompt.sample, config.prompt)) for prompt in prompts]
     tokens, unreadable = scale.total(world, [sum(t.numel() for t in targets), len(problems)])
     loss = 0.0
@@ -457,35 +497,46 @@ def train_grpo(run: Run, model: VideoLM, reference: VideoLM | None, samples: lis
     optimizer = make_optimizer(config, model, config.lr)
     steps = number_of_steps(config.steps, samples, config.questions)
     first, cursor = run.restore("grpo", model, optimizer)
-    stream = Stream(samples, config.seed, cursor)
-    start = time.time() - run.seconds.get("grpo", 0.0)
+    stream = Stream(samples, config.seed, cursor, world)
+    if first < steps:  # a finished run that is given more steps: what was measured behind its end is no longer true
+        for name in ("after", "sft_equal_time"):
+            run.results.pop(name, None)
     bar = tqdm(total=steps, initial=first, desc="GRPO", unit="step", disable=not world.is_first)
     nowhere = 0
     for step in range(first, steps):
-        clock = Clock()
+        clock = Clock(world.device)
         # 1. Ask: sample a group of completions for each question, score them, compare siblings.
-        groups, counts = collect_groups(run, model, stream, step, clock)
+        groups, replaced, counts = collect_groups(run, model, stream, step, clock)
+        if step == 0 and counts["groups"] == 0:
+            raise SystemExit(NOTHING_READABLE)
         # 2. Groups without spread have no policy gradient. They are left out, but stay in the denominator.
         trained = groups if config.keep_dead_groups else [group for group in groups if group.is_live]
         denominator = counts["completions"] if config.loss_norm == "sequence" else counts["tokens"]
         # 3. Learn: policy and reference score the completions, the loss is differentiated, the optimiser steps.
         lr = learning_rate(config.lr, step, steps, config.warmup_steps, config.lr_schedule)
+        gaps = None
         for _ in range(config.inner_steps):
             clock("score")
             sums = accumulate_gradients(model, reference, trained, temperature=config.temperature, beta=config.beta,
                                         clip_low=config.clip_low, clip_high=config.clip_high, norm=config.loss_norm,
                                         denominator=max(denominator, 1), reuse_video=config.freeze_vision)  # fmt: skip
+            gaps = gaps or {name: sums[name] for name in ("gap_sum", "gap_max")}  # before the policy has moved
             clock("step")
             norm = optimizer_step(config, world, optimizer, lr)
         clock(None)
         # 4. Say what happened.
-        run.seconds["grpo"] = round(time.time() - start, 2)
-        line = {"phase": "grpo", "step": step + 1, **describe(world, groups, counts), **mean_sums(world, sums),
-                "grad_norm": norm, "lr": lr, "seconds": clock.rounded()}  # fmt: skip
-        run.log(line, scale.gather(world, [record for group in groups for record in records(group, step + 1)]))
+        run.seconds["grpo"] = round(run.seconds.get("grpo", 0.0) + sum(clock.seconds.values()), 4)
+        line = {"phase": "grpo", "step": step + 1, **describe(world, groups + replaced, counts),
+                **mean_sums(world, sums | gaps), "grad_norm": norm if math.isfinite(norm) else None, "lr": lr,
+                "seconds": clock.rounded()}  # fmt: skip
+        if config.eval_every and (step + 1) % config.eval_every == 0:
+            line["evaluation"] = keep_best(run, model, held_out, step + 1)
+        said = scale.gather(world, [records(group, step + 1) for group in groups + replaced])
+        run.log(line, [record for group in said for record in group])
         bar.update()
         if world.is_first:
             bar.write(log_line(line, steps))
+            warn_of_gap(line, world.device)
         # 5. A gradient that is not finite is skipped; five in a row are no accident.
         nowhere = 0 if math.isfinite(norm) else nowhere + 1
         if nowhere == 5:
@@ -493,26 +544,25 @@ def train_grpo(run: Run, model: VideoLM, reference: VideoLM | None, samples: lis
                              f"{[group.prompt.sample['id'] for group in groups]}")  # fmt: skip
         if (step + 1) % config.save_every == 0 or step + 1 == steps:
             run.save("grpo", step + 1, model, optimizer, stream.cursor)
-        if config.eval_every and (step + 1) % config.eval_every == 0:
-            keep_best(run, model, held_out, step + 1)
     bar.close()
 
 
 def collect_groups(run: Run, model: VideoLM, stream: "Stream", step: int,
-                   clock: "Clock") -> tuple[list[Group], dict[str, int]]:  # fmt: skip
-    """This rank's groups of a step, and counts over all ranks. An unreadable video costs its group, never the run.
+                   clock: "Clock") -> tuple[list[Group], list[Group], dict[str, int]]:  # fmt: skip
+    """This rank's groups of a step, those they have replaced, and counts over all ranks.
 
-    With `--resample`, groups without spread give their places to further questions. How many is counted over all
-    ranks together, so that all of them take part in the same number of rounds.
+    An unreadable video costs its group, never the run. With `--resample`, groups without spread give their places to
+    further questions. How many is counted over all ranks together, so that all take part in the same number of rounds.
     """
     config, world = run.config, run.world
     groups: list[Group] = []
+    replaced: list[Group] = []
     counts = {"unreadable": 0, "resampled": 0}
     places = config.questions
     for attempt in range(config.resample + 1):
         clock("wait")
-        mine = world.share(stream.take(places))
-        prompts, problems = run.load_prompts(mine, world.share(stream.peek(config.questions)), model)
+        mine = stream.take(places)
+        prompts, problems = run.load_prompts(mine, stream.peek(config.questions), model)
         clock("sample")
         seeds = [sampling_seed(config.seed, step, prompt.sample["id"]) for prompt in prompts]
         new = rollout(model, prompts, group_size=config.group_size, max_new_tokens=config.max_new_tokens,
@@ -524,12 +574,13 @@ def collect_groups(run: Run, model: VideoLM, stream: "Stream", step: int,
             groups += new
             break
         groups += [group for group in new if group.is_live]
+        replaced += [group for group in new if not group.is_live]
         counts["resampled"] += int(dead)
         places = int(dead)
     mine = [sum(len(g.texts) for g in groups), sum(g.num_tokens for g in groups), len(groups),
             sum(not g.is_live for g in groups)]  # fmt: skip
     names = ("completions", "tokens", "groups", "dead")
-    return groups, {**counts, **dict(zip(names, map(int, scale.total(world, mine))))}
+    return groups, replaced, {**counts, **dict(zip(names, map(int, scale.total(world, mine))))}
 
 
 def describe(world: scale.World, groups: list[Group], counts: dict) -> dict:
@@ -542,13 +593,15 @@ def describe(world: scale.World, groups: list[Group], counts: dict) -> dict:
             for name, value in score.parts.items():
                 sums[name] += value
                 sums[f"n/{name}"] += 1
+        sums["completions"] += len(group.texts)
+        sums["tokens"] += group.num_tokens
     names = [name for part in ("temporal_iou", "box_iou", "accuracy", "format") for name in (part, f"n/{part}")]
-    names = ["reward", "truncated", *names]
+    names = ["reward", "truncated", "completions", "tokens", *names]
     sums = dict(zip(names, scale.total(world, [float(sums[name]) for name in names])))
-    completions = max(counts["completions"], 1)
+    completions = max(sums["completions"], 1)
     line = {"reward": sums["reward"] / completions}
-    line |= {name: sums[name] / sums[f"n/{name}"] for name in names[2::2] if sums[f"n/{name}"]}
-    return line | {"length": counts["tokens"] / completions, "truncated": int(sums["truncated"]), "groups": counts["groups"],
+    line |= {name: sums[name] / sums[f"n/{name}"] for name in names[4::2] if sums[f"n/{name}"]}
+    return line | {"length": sums["tokens"] / completions, "truncated": int(sums["truncated"]), "groups": counts["groups"],
                    "dead_groups": counts["dead"], "unreadable": counts["unreadable"],
                    "resampled": counts["resampled"]}  # fmt: skip
 
@@ -575,7 +628,15 @@ def log_line(line: dict, steps: int) -> str:
     spent = " ".join(f"{name} {value:.2f}" for name, value in line["seconds"].items())
     return (f"step {line['step']}/{steps} reward {line['reward']:.3f} {parts} kl {line['kl']:.3f} "
             f"dead {line['dead_groups']}/{line['groups']} truncated {line['truncated']} length {line['length']:.1f} "
-            f"grad {line['grad_norm']:.2f} gap {line['logp_gap_max']:.0e} | {spent} s")  # fmt: skip
+            f"grad {line['grad_norm'] or math.nan:.2f} gap {line['logp_gap_max']:.0e} | {spent} s")  # fmt: skip
+
+
+def warn_of_gap(line: dict, device: torch.device) -> None:
+    """Sampling and scoring must mean the same policy. In bfloat16 single tokens differ by rounding; the mean does not."""
+    limit = 0.05 if device.type == "cuda" else 1e-4
+    if line["logp_gap_mean"] > limit:
+        tqdm.write(f"warning: log-probabilities when sampled and when scored differ by {line['logp_gap_mean']:.1e} on "
+                   f"average, more than {limit:g}: a position, mask or temperature is not the same in both")  # fmt: skip
 
 
 # --- stage 4: the whole run ----------------------------------------------------------------------------------------------
@@ -590,7 +651,7 @@ def prepare_toy(config: Config, world: scale.World) -> tuple[str, list[str], lis
         texts = [part["text"] for s in samples for style in STYLES for message in build_prompt(s, style)
                  for part in (message["content"] if message["role"] == "user" else []) if "text" in part]  # fmt: skip
         texts += [target_text(s, config.prompt) for s in samples]
-        if not (Path(config.out) / "initial").exists():
+        if not (Path(config.out) / "initial" / "preprocessor_config.json").exists():
             toy.write_model(Path(config.out) / "initial", texts, config.seed)
     scale.wait_for_all(world)
     return str(Path(config.out) / "initial"), [str(folder / "train.jsonl")], [str(folder / "eval.jsonl")]
@@ -615,15 +676,15 @@ def measure(run: Run, model: VideoLM, held_out: list[dict], name: str) -> dict |
     return metrics
 
 
-def keep_best(run: Run, model: VideoLM, held_out: list[dict], step: int) -> None:
+def keep_best(run: Run, model: VideoLM, held_out: list[dict], step: int) -> dict:
     """Evaluate on the way; the best model so far stays in best/."""
     metrics = measure(run, model, held_out, "on_the_way") or {}
-    run.log({"phase": "grpo", "step": step, "evaluation": metrics})
     if score_of(metrics) > run.results.get("best", {"score": -1.0})["score"]:
-        run.results["best"] = {"step": step, "score": score_of(metrics), "metrics": metrics}
-        run.save_state()
         if run.world.is_first:
             model.save(run.out / "best")
+        run.results["best"] = {"step": step, "score": score_of(metrics), "metrics": metrics}
+        run.save_state()
+    return metrics
 
 
 def run_stages(run: Run, initial: str, train: list[dict], held_out: list[dict]) -> None:
@@ -692,9 +753,6 @@ def finish(run: Run, held_out: list[dict]) -> None:
     summary |= {name: results[name] for name in ("best", "sft_equal_time") if name in results}
     (run.out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     run.save_state()
-    columns = {"before": summary["before"], "after SFT": summary["after_sft"], "after GRPO": summary["after"],
-               "SFT, equal time": results.get("sft_equal_time"), **baselines}  # fmt: skip
-    print_table({name: column for name, column in columns.items() if column}, f"{len(held_out)} held-out samples")
     last = next((name for name in ("after", "after_sft", "before") if results.get(name)), None)
     for line in open(run.out / f"predictions.{last}.jsonl", encoding="utf-8").readlines()[:3] if last else []:
         prediction = json.loads(line)
@@ -702,7 +760,13 @@ def finish(run: Run, held_out: list[dict]) -> None:
         truth = target_text({k: v for k, v in sample.items() if k != "target"}, run.config.prompt)
         print(f"\n{sample['task']}: {sample['question']}\n  said     {prediction['completions'][0]}\n  expected {truth}")
     print(f"\n{run.out}/summary.json, {run.out}/final; {run.seconds['total']:.0f} s in all")
+    columns = {"before": summary["before"], "after SFT": summary["after_sft"], "after GRPO": summary["after"],
+               "SFT, equal time": results.get("sft_equal_time"), **baselines}  # fmt: skip
+    print_table({name: column for name, column in columns.items() if column}, f"{len(held_out)} held-out samples")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (ValueError, OSError) as error:  # a wrong file or value, named in the message
+        raise SystemExit(f"error: {error}") from error

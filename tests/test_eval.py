@@ -2,14 +2,20 @@
 
 import doctest
 import json
+import os
 import random
+import subprocess
+import sys
 from itertools import combinations
+from pathlib import Path
 
 import pytest
+from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import eval as evaluation
+import toy
 from eval import METRICS, best_constant_span, blind_baselines, compute_metrics
 from rewards import score
 
@@ -519,3 +525,69 @@ def test_prompts_without_thinking_get_completions_without_a_thought():
     sample = gqa("A", [[0, 1]], duration=8)
     text = evaluation.write_span(sample, (0.0, 0.5), 0.0, {"gqa": "A"})
     assert score(sample, text).parts == {"temporal_iou": 0.25, "accuracy": 1.0, "format": 1.0}
+
+
+# ---- a model's answers, by the command line -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def answered(model_folder, tmp_path_factory):
+    """eval.py as a user starts it, on two processes, three completions each; one of the five videos is broken."""
+    folder = tmp_path_factory.mktemp("answered")
+    toy.write_dataset(folder, train=1, eval=5, seed=0)
+    (folder / "videos" / "eval-0003.mp4").write_bytes(b"no video")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(ROOT / "eval.py"),
+               "--model", str(model_folder), "--data", "eval.jsonl", "--out", "out", "--num_samples", "3", "--batch", "2",
+               "--max_new_tokens", "6", "--min_pixels", "3136", "--tasks", "qa", "tracking", "--device", "cpu",
+               "--num_workers", "1"]  # fmt: skip
+    result = subprocess.run(command, cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+                            timeout=240)  # fmt: skip
+    assert result.returncode == 0, result.stderr[-3000:]
+    return folder, result.stdout
+
+
+def test_every_sample_is_answered_once_whatever_the_number_of_processes(answered):
+    """A sampler that pads the last batch, as usual in distributed evaluation, counts some samples twice."""
+    folder, _ = answered
+    predictions = [json.loads(line) for line in open(folder / "out" / "predictions.jsonl")]
+    wanted = [s["id"] for s in map(json.loads, open(folder / "eval.jsonl")) if s["task"] in ("qa", "tracking")]
+    assert [p["id"] for p in predictions] == wanted and len(wanted) == 10
+    for p in predictions:
+        assert {len(p[name]) for name in ("completions", "rewards", "parts", "reasons")} == {3}
+        assert set(p["parts"][0]) == ({"accuracy", "format"} if p["task"] == "qa" else {"box_iou", "format"})
+
+
+def test_an_unreadable_video_counts_zero_and_is_named(answered):
+    """Samples that raise and are dropped from the denominator make a broken data set look good."""
+    folder, printed = answered
+    predictions = {p["id"]: p for p in map(json.loads, open(folder / "out" / "predictions.jsonl"))}
+    broken = predictions["eval-0003-qa"]
+    assert broken["reasons"] == ["unreadable_video"] * 3 and broken["rewards"] == [0.0] * 3
+    assert "eval-0003.mp4" in broken["problem"] and "eval-0003.mp4" in printed
+    metrics = json.loads((folder / "out" / "metrics.json").read_text())
+    assert metrics["n"] == 10 and metrics["parse_failure"] >= 0.2
+    assert "start_box_copied" in metrics["baselines"] and metrics["config"]["num_samples"] == 3
+
+
+def test_one_process_gives_the_same_completions(answered, model_folder):
+    """Noise belongs to the question: neither the batch nor the rank may decide what is sampled."""
+    folder, _ = answered
+    by_two = [json.loads(line)["completions"] for line in open(folder / "out" / "predictions.jsonl")]
+    old = Path.cwd()
+    os.chdir(folder)
+    try:
+        evaluation.main(["--model", str(model_folder), "--data", "eval.jsonl", "--out", "alone", "--num_samples", "3", "--batch", "7",
+                   "--max_new_tokens", "6", "--min_pixels", "3136", "--tasks", "qa", "tracking", "--device", "cpu",
+                   "--num_workers", "0"])  # fmt: skip
+    finally:
+        os.chdir(old)
+    assert [json.loads(line)["completions"] for line in open(folder / "alone" / "predictions.jsonl")] == by_two
+
+
+def test_style_decides_whether_a_thought_is_asked_for_and_scored():
+    """Prompt and format reward must agree: else a model is punished for doing what it was told."""
+    sample = {"id": "a", "task": "qa", "question": "?", "options": ["x", "y"], "answer": "A"}
+    for style, think in (("think", True), ("answer", False), ("temporal_r1", True)):
+        (styled,) = evaluation.with_style([sample], style)
+        assert styled["think"] is think and "think" not in sample
+    assert evaluation.with_style([{**sample, "think": False}], "think")[0]["think"] is False

@@ -90,9 +90,11 @@ def test_gradient_checkpointing_changes_nothing(model, prompts):
     plain, plain_grads = gradients(model, prompts, tokens, True)
     model.hf.gradient_checkpointing_enable({"use_reentrant": False})
     layers_ran = []
-    model.text.layers[0].mlp.register_forward_pre_hook(lambda *_: layers_ran.append(1))
+    for part in (model.text.layers[0].mlp, model.visual.blocks[0].mlp):
+        part.register_forward_pre_hook(lambda *_: layers_ran.append(1))
+    model.hf.eval()  # as sampling leaves it
     checked, checked_grads = gradients(model, prompts, tokens, True)
-    assert len(layers_ran) == 2  # once forward, once backward: it was really on
+    assert len(layers_ran) == 4  # each once forward, once backward: it was really on, in both towers
     for a, b in zip(plain, checked):
         torch.testing.assert_close(a, b)
     for name in plain_grads:
@@ -119,6 +121,14 @@ def test_padding_behind_a_completion_changes_nothing(model, prompts):
         embeds, positions = embeds_of(model, prompts)[1], prompts[1].positions
         torch.testing.assert_close(model.logprobs(embeds, positions, tokens, 1.0),
                                    model.logprobs(embeds, positions, padded, 1.0)[:, :4], atol=1e-5, rtol=0)  # fmt: skip
+
+
+def test_completions_of_one_token_are_scored(model, prompts):
+    """A collapsed policy that only says its end token, or --max_new_tokens 1, feeds nothing behind the prompt."""
+    with torch.no_grad():
+        one = model.logprobs(embeds_of(model, prompts)[0], prompts[0].positions, completions(C=1), 1.0)
+        three = model.logprobs(embeds_of(model, prompts)[0], prompts[0].positions, completions(C=3)[:, :3], 1.0)
+    assert one.shape == (3, 1) and torch.isfinite(one).all() and three.shape == (3, 3)
 
 
 def test_packing_questions_changes_nothing(model, prompts):

@@ -15,6 +15,7 @@ import pytest
 import torch
 from conftest import ROOT
 
+import scale
 import train
 from model import VideoLM
 
@@ -85,7 +86,7 @@ def test_a_run_leaves_every_file_that_others_rely_on(whole_run):
 def test_every_step_logs_what_the_readme_explains(whole_run):
     """A number that is missing in one step breaks the plot of the whole run."""
     steps = [line for line in lines(whole_run / "metrics.jsonl") if line["phase"] == "grpo" and "reward" in line]
-    assert [line["step"] for line in steps] == [1, 2, 3, 4]
+    assert [line["step"] for line in steps] == [1, 2, 3, 4] and [("evaluation" in line) for line in steps] == [False, True] * 2
     for line in steps:
         assert {"reward", "format", "kl", "loss", "grad_norm", "length", "truncated", "groups", "dead_groups", "unreadable",
                 "clip_fraction", "ratio", "logp_gap_mean", "logp_gap_max", "lr"} <= set(line)  # fmt: skip
@@ -170,6 +171,27 @@ def test_a_killed_run_resumes_bit_for_bit(started):
     assert {k: v for k, v in first.items() if k != "seconds"} == {k: v for k, v in second.items() if k != "seconds"}
 
 
+def test_a_resumed_run_keeps_its_settings_and_refuses_others(whole_run, monkeypatch, capsys):
+    """`--resume` without the other flags must not train a real run on with the toy's values, nor another seed's order."""
+    monkeypatch.chdir(whole_run.parent)
+    config = train.parse_config(["--resume", "--out", "run", "--steps", "9"])
+    assert (config.steps, config.group_size, config.sft_steps, config.overwrite) == (9, 8, 60, False)
+    with pytest.raises(SystemExit):
+        train.parse_config(["--resume", "--out", "run", "--seed", "5"])
+    assert "--seed 0" in capsys.readouterr().err
+
+
+def test_overwriting_deletes_runs_only(tmp_path, monkeypatch):
+    """`--out . --overwrite` in a folder of other things, or around the model that is to be loaded, must not delete it."""
+    (tmp_path / "thesis.tex").write_text("years of work")
+    run = train.Run(train.parse_config(["--out", str(tmp_path), "--overwrite"]), ALONE, loader=None)
+    assert (run.out / "thesis.tex").exists()
+    model = tmp_path / "final"
+    model.mkdir()
+    with pytest.raises(SystemExit):
+        train.parse_config(["--model", str(model), "--train_data", "a", "--out", str(tmp_path), "--overwrite"])
+
+
 def test_lines_behind_the_checkpoint_are_written_again_and_not_twice(tmp_path):
     """A kill between two checkpoints leaves lines of steps that are about to be repeated, and half a line at the end."""
     file = tmp_path / "metrics.jsonl"
@@ -218,13 +240,16 @@ def test_two_processes_give_the_run_of_one_also_with_an_unreadable_video(started
 # --- pieces --------------------------------------------------------------------------------------------------------------
 
 
+ALONE = scale.World(0, 1, torch.device("cpu"))
+
+
 def samples(n):
     return [{"id": str(i)} for i in range(n)]
 
 
 def test_every_sample_is_seen_exactly_once_an_epoch():
     """Ranks that shuffle with seeds of their own see 65 % of an epoch; here there is one order for all."""
-    stream = train.Stream(samples(10), seed=0, cursor=0)
+    stream = train.Stream(samples(10), 0, 0, ALONE)
     epochs = [[s["id"] for s in stream.take(10)] for _ in range(3)]
     assert all(sorted(epoch, key=int) == [str(i) for i in range(10)] for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 3
@@ -232,12 +257,21 @@ def test_every_sample_is_seen_exactly_once_an_epoch():
 
 def test_a_stream_goes_on_where_it_stood():
     """Resume starts a new stream at the cursor; looking ahead must not move it."""
-    stream = train.Stream(samples(7), seed=1, cursor=0)
+    stream = train.Stream(samples(7), 1, 0, ALONE)
     stream.take(9)
     stream.peek(5)
     assert stream.cursor == 9
-    again = train.Stream(samples(7), seed=1, cursor=9)
+    again = train.Stream(samples(7), 1, 9, ALONE)
     assert [s["id"] for s in stream.take(6)] == [s["id"] for s in again.take(6)]
+
+
+def test_ranks_share_a_stream_by_position_however_much_is_taken():
+    """With replaced groups odd numbers are taken: what a rank has decoded ahead must stay its own, and nothing be lost."""
+    ranks = [train.Stream(samples(12), 0, 0, scale.World(r, 2, torch.device("cpu"))) for r in (0, 1)]
+    ahead = [{s["id"] for s in stream.peek(12)} for stream in ranks]
+    taken = [[s["id"] for count in (4, 3, 1, 4) for s in stream.take(count)] for stream in ranks]
+    assert sorted(taken[0] + taken[1], key=int) == [str(i) for i in range(12)]
+    assert [set(t) for t in taken] == ahead
 
 
 def test_the_learning_rate_rises_falls_and_never_reaches_the_last_zero():
@@ -280,6 +314,8 @@ def test_switches_can_be_turned_off_as_well_as_on():
 @pytest.mark.parametrize("arguments, remedy", [
     (["--model", "x"], "--train_data"), (["--train_data", "a.jsonl"], "--model"), (["--group_size", "1"], "2 or more"),
     (["--select_k", "1"], "2 or more"), (["--temperature", "0"], "more than 0"), (["--questions", "0"], "at least 1"),
+    (["--save_every", "0"], "at least 1"), (["--sft_equal_time", "--steps", "0"], "nothing to compare"),
+    (["--model", "x", "--train_data", "a", "--eval_every", "5"], "--eval_data"),
     (["--tasks", "captioning"], "invalid choice"), (["--lr_rate", "1"], "unrecognized"),
 ])  # fmt: skip
 def test_wrong_settings_are_refused_with_the_remedy(arguments, remedy, capsys):
