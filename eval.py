@@ -19,6 +19,7 @@ import json
 import math
 import sys
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -267,10 +268,21 @@ def write(sample: dict, answer: str, glue: str | None = None) -> str:
 # ---- answers of a model ---------------------------------------------------------------------------------------------
 
 
-def answer_all(model, loader, samples: list[dict], world: scale.World, *, style: str, num_samples: int = 1,
-               temperature: float = 0.0, max_new_tokens: int, max_prompt_tokens: int | None = None, mix: str = "sum",
-               seed: int = 0, batch: int = 32, title: str = "answering") -> list[dict]:  # fmt: skip
-    """`num_samples` completions of every sample, on all ranks together; each sample is answered by exactly one rank.
+@dataclass(frozen=True)
+class Asking:
+    """How questions are put and answered."""
+    style: str  # of the prompt
+    max_new_tokens: int
+    max_prompt_tokens: int | None = None
+    num_samples: int = 1  # completions of each question
+    temperature: float = 0.0  # 0 is greedy
+    mix: str = "sum"  # of the reward's parts
+    seed: int = 0
+    batch: int = 32  # questions answered together, on each rank
+
+
+def answer_all(model, loader, samples: list[dict], world: scale.World, asking: Asking, title: str) -> list[dict]:
+    """Completions of every sample, on all ranks together; each sample is answered by exactly one rank.
 
     Returns, on every rank and in the order of `samples`, one dict a sample: id, task, completions, rewards, parts and
     reasons, each a list of `num_samples`. A sample whose video cannot be read has empty completions of reward 0.
@@ -278,43 +290,39 @@ def answer_all(model, loader, samples: list[dict], world: scale.World, *, style:
     mine = world.share(samples)
     predictions: list[dict] = []
     bar = tqdm(total=len(samples), desc=title, unit="q", disable=not world.is_first, leave=False)
-    for start in range(0, len(mine), batch):
-        for sample in mine[start : start + 2 * batch]:  # this batch, and the next one while this one is answered
+    for start in range(0, len(mine), asking.batch):
+        for sample in mine[start:start + 2 * asking.batch]:  # this batch, and the next while this one is answered
             loader.submit(sample)
-        predictions += answer_batch(model, loader, mine[start : start + batch], style=style, num_samples=num_samples,
-                                    temperature=temperature, max_new_tokens=max_new_tokens, mix=mix, seed=seed,
-                                    max_prompt_tokens=max_prompt_tokens)  # fmt: skip
-        bar.update(min(len(samples) - bar.n, batch * world.size))
+        predictions += answer_batch(model, loader, mine[start:start + asking.batch], asking)
+        bar.update(min(len(samples) - bar.n, asking.batch * world.size))
     bar.close()
     return scale.gather(world, predictions)
 
 
-def answer_batch(model, loader, samples: list[dict], *, style: str, num_samples: int, temperature: float,
-                 max_new_tokens: int, max_prompt_tokens: int | None, mix: str, seed: int) -> list[dict]:  # fmt: skip
-    prompts, problems = load_prompts(model, loader, samples, style, max_prompt_tokens)
+def answer_batch(model, loader, samples: list[dict], asking: Asking) -> list[dict]:
+    prompts, problems = load_prompts(model, loader, samples, asking.style, asking.max_prompt_tokens)
     readable = [prompt for prompt in prompts if prompt is not None]
-    seeds = [sampling_seed(seed, -1, prompt.sample["id"]) for prompt in readable]  # -1: no step of training draws this
-    groups = rollout(model, readable, group_size=num_samples, max_new_tokens=max_new_tokens, temperature=temperature,
-                     seeds=seeds, mix=mix)  # fmt: skip
-    groups = iter(groups)
+    # -1: no step of training draws this noise
+    seeds = [sampling_seed(asking.seed, -1, prompt.sample["id"]) for prompt in readable]
+    groups = iter(rollout(model, readable, group_size=asking.num_samples, max_new_tokens=asking.max_new_tokens,
+                          temperature=asking.temperature, seeds=seeds, mix=asking.mix))
     predictions = []
     for sample, prompt in zip(samples, prompts):
         line = {"id": sample["id"], "task": sample["task"]}
         if prompt is None:
-            nothing = rewards.score(sample, "", mix)
-            line |= {"completions": [""] * num_samples, "rewards": [0.0] * num_samples,
-                     "parts": [nothing.parts] * num_samples, "reasons": ["unreadable_video"] * num_samples,
-                     "problem": problems[sample["id"]]}  # fmt: skip
+            K, nothing = asking.num_samples, rewards.score(sample, "", asking.mix)
+            line |= {"completions": [""] * K, "rewards": [0.0] * K, "parts": [nothing.parts] * K,
+                     "reasons": ["unreadable_video"] * K, "problem": problems[sample["id"]]}
         else:
             group = next(groups)
             line |= {"completions": group.texts, "rewards": [score.total for score in group.scores],
-                     "parts": [score.parts for score in group.scores], "reasons": group.reasons}  # fmt: skip
+                     "parts": [score.parts for score in group.scores], "reasons": group.reasons}
         predictions.append(line)
     return predictions
 
 
 def load_prompts(model, loader, samples: list[dict], style: str,
-                 max_prompt_tokens: int | None = None) -> tuple[list[Prompt | None], dict[str, str]]:  # fmt: skip
+                 max_prompt_tokens: int | None = None) -> tuple[list[Prompt | None], dict[str, str]]:
     """The prompt of each sample, None where its video cannot be read; and those samples' ids with the reason."""
     prompts, problems = [], {}
     for sample in samples:
@@ -325,21 +333,13 @@ def load_prompts(model, loader, samples: list[dict], style: str,
             prompts.append(None)
             continue
         prompts.append(prepare(sample, clip, model.tokenizer, style, max_prompt_tokens=max_prompt_tokens,
-                               tokens_per_second=model.tokens_per_second, device=model.device))  # fmt: skip
+                               tokens_per_second=model.tokens_per_second, device=model.device))
     return prompts, problems
 
 
 def sampling_seed(seed: int, step: int, sample_id: str) -> int:
     """Where the noise of one question in one step comes from: a function of these three and of nothing else."""
     return int.from_bytes(hashlib.blake2b(f"{seed} {step} {sample_id}".encode(), digest_size=7).digest(), "big")
-
-
-def evaluate(model, loader, samples: list[dict], world: scale.World, *, style: str, max_new_tokens: int,
-             max_prompt_tokens: int | None = None, title: str = "evaluating") -> tuple[dict, list[dict]]:  # fmt: skip
-    """Greedy answers to all samples: (metrics, predictions)."""
-    predictions = answer_all(model, loader, samples, world, style=style, max_new_tokens=max_new_tokens,
-                             max_prompt_tokens=max_prompt_tokens, title=title)  # fmt: skip
-    return compute_metrics(samples, [prediction["completions"][0] for prediction in predictions]), predictions
 
 
 def with_style(samples: list[dict], style: str) -> list[dict]:
@@ -363,7 +363,7 @@ def print_table(columns: dict[str, dict], title: str = "") -> None:
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Answer the questions of a data set and score the answers.",
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)  # fmt: skip
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
     add("--model", required=True, help="Hugging Face folder or hub id of a Qwen2.5-VL")
     add("--data", required=True, nargs="+", help="samples: FILE[@VIDEO_ROOT][:N] or FILE[@VIDEO_ROOT][:P%%]")
@@ -395,10 +395,10 @@ def main(arguments: list[str] | None = None) -> None:
     model = VideoLM.load(args.model, world.device)
     settings = VideoSettings(args.fps, args.max_frames, args.total_pixels, args.min_pixels)
     temperature = args.temperature if args.temperature is not None else float(args.num_samples > 1)
+    asking = Asking(args.prompt, args.max_new_tokens, args.max_prompt_tokens, args.num_samples, temperature, args.reward,
+                    args.seed, args.batch)
     with VideoLoader(settings, num_workers=args.num_workers, deadline=args.decode_seconds) as loader:
-        predictions = answer_all(model, loader, samples, world, style=args.prompt, num_samples=args.num_samples,
-                                 temperature=temperature, max_new_tokens=args.max_new_tokens, mix=args.reward,
-                                 max_prompt_tokens=args.max_prompt_tokens, seed=args.seed, batch=args.batch)  # fmt: skip
+        predictions = answer_all(model, loader, samples, world, asking, "answering")
     if world.is_first:
         write_results(args, samples, predictions)
     scale.stop()

@@ -14,8 +14,8 @@ VideoChat-R1 (arXiv 2504.06958) and Temporal-RLT (arXiv 2506.01908) share:
  9. Average over tokens and completions, with one denominator for the whole step       -> `grpo_loss`
 10. Take one optimiser step, throw the completions away, go to 1.
 
-Read it in that order, which is the order of the file; `rollout` (1 and 2) and `accumulate_gradients` (6 to 9 for a whole step)
-put the pieces together at its end. Shapes: Q questions, G completions of one question,
+Read it in that order, which is the order of the file; at its end `rollout` (1 and 2) and `accumulate_gradients` (6 to 9
+for a whole step) put the pieces together. Shapes: Q questions, G completions of one question,
 B = rows scored together (any number of completions, of one question or of several), C tokens of the longest one.
 
 Left out on purpose: the value network and GAE of PPO (the mean of the siblings is the baseline, and one advantage
@@ -191,8 +191,8 @@ def grpo_loss(
     `denominator` replaces that last count, of completions or of tokens: pass the count of the whole step, over all
     micro-batches and ranks, and sum the losses and gradients. A row without tokens adds 0, and counts as a completion.
 
-    Stats are sums over tokens, for the same reason: divide by their `tokens` at the end of the step. ValueError for shapes that do not fit, for an
-    unknown `norm`, and for beta > 0 without a reference.
+    Stats are sums over tokens, for the same reason: divide by their `tokens` at the end of the step. ValueError for
+    shapes that do not fit, for an unknown `norm`, and for beta > 0 without a reference.
 
     One token, sampled with probability 0.4 and now at 0.6, so rho = 1.5. In a good answer it has had its share: the
     clip at 1 + 0.2 leaves no gradient. In a bad answer nothing holds the policy back from undoing the move.
@@ -283,7 +283,7 @@ class Group:
 
 
 def rollout(model, prompts: list, *, group_size: int, max_new_tokens: int, temperature: float, seeds: list[int],
-            mix: str = "sum", scale: str = "group") -> list[Group]:  # fmt: skip
+            mix: str = "sum", scale: str = "group") -> list[Group]:
     """Sample `group_size` completions of each prompt (data.Prompt) and score them. One group a prompt, in order.
 
     Evaluation and data selection use this same function, with temperature 0 or other group sizes: what is measured is
@@ -295,7 +295,7 @@ def rollout(model, prompts: list, *, group_size: int, max_new_tokens: int, tempe
         videos = encode_videos(model, prompts)
         embeds = [model.embed(prompt.ids, video) for prompt, video in zip(prompts, videos)]
         sampled = model.generate(embeds, [prompt.positions for prompt in prompts], group_size=group_size,
-                                 max_new_tokens=max_new_tokens, temperature=temperature, seeds=seeds)  # fmt: skip
+                                 max_new_tokens=max_new_tokens, temperature=temperature, seeds=seeds)
     groups = []
     for prompt, video, (tokens, logps) in zip(prompts, videos, sampled):
         mask = completion_mask(tokens, model.eos_ids)
@@ -325,7 +325,7 @@ def encode_videos(model, prompts: list) -> list[Tensor | None]:
 
 
 def accumulate_gradients(model, reference, groups: list[Group], *, temperature: float, beta: float, clip_low: float,
-                         clip_high: float, norm: str, denominator: float, reuse_video: bool) -> dict[str, float]:  # fmt: skip
+                         clip_high: float, norm: str, denominator: float, reuse_video: bool) -> dict[str, float]:
     """Add the gradient of the GRPO loss of `groups` to the policy's parameters; returns sums to be logged.
 
     Groups go through the model in packs that fit its `pack_tokens`; the common `denominator` makes the packs, and the
@@ -345,7 +345,7 @@ def accumulate_gradients(model, reference, groups: list[Group], *, temperature: 
             if group.old_logps is None:  # the first update: the policy that sampled is the policy that is scored
                 group.old_logps = lp.detach()
             part, stats = grpo_loss(lp, group.old_logps, group.advantages, group.mask, ref_logps=ref, beta=beta,
-                                    clip_low=clip_low, clip_high=clip_high, norm=norm, denominator=denominator)  # fmt: skip
+                                    clip_low=clip_low, clip_high=clip_high, norm=norm, denominator=denominator)
             loss = loss + part
             gap = torch.where(group.mask, lp.detach() - group.sampled_logps, 0.0).abs()
             sums["gap_sum"] += float(gap.sum())

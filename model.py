@@ -3,7 +3,7 @@
 One class, `VideoLM`, wraps an unmodified Hugging Face Qwen2.5-VL and does four things with it:
 
     load / save       a folder or a hub id in, the same layout out
-    encode_video      patches (N, 1176) -> video embeddings (V, D): the only place where the language model's input meets pixels
+    encode_video      patches (N, 1176) -> video embeddings (V, D): here pixels end
     generate          sample G completions of each question, the prompt encoded once
     logprobs          log-probabilities of those completions, differentiable, the prompt encoded once
 
@@ -43,7 +43,7 @@ except ImportError:
 
 logging.disable_progress_bar()  # of shards being read and written: ours is the only bar on the screen
 
-# --- attention: the one thing that knows what a group is ----------------------------------------------------------------
+# --- attention: the one thing that knows what a group is -------------------------------------------------------------
 
 
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
@@ -150,7 +150,7 @@ def _grouped_attention(module, query, key, value, attention_mask, *, scaling, at
 
 ALL_ATTENTION_FUNCTIONS.register("grouped", _grouped_attention)
 
-# --- sampling one token --------------------------------------------------------------------------------------------------
+# --- sampling one token -----------------------------------------------------------------------------------------------
 
 
 def sample_tokens(logps: Tensor, noise: Tensor) -> Tensor:
@@ -178,11 +178,11 @@ def _in_one_compute_context(method: Callable) -> Callable:
     return wrapped
 
 
-# --- the model -----------------------------------------------------------------------------------------------------------
+# --- the model --------------------------------------------------------------------------------------------------------
 
 # What a checkpoint folder holds beside its weights; `save` passes these on so that the result loads like the original.
 COMPANION_FILES = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json",
-                   "chat_template.json", "chat_template.jinja", "generation_config.json")  # fmt: skip
+                   "chat_template.json", "chat_template.jinja", "generation_config.json")
 
 
 class VideoLM:
@@ -197,7 +197,7 @@ class VideoLM:
         self.tokens_per_second = config.vision_config.tokens_per_second
         # A sampled placeholder would later be taken for a piece of video: never sampled, never scored.
         self.banned_ids = sorted({config.image_token_id, config.video_token_id, config.vision_start_token_id,
-                                  config.vision_end_token_id})  # fmt: skip
+                                  config.vision_end_token_id})
         self.eos_ids = sorted(end_token_ids(hf, tokenizer))
         self.device = next(hf.parameters()).device
         self.is_banned = torch.zeros(self.lm_head.out_features, dtype=torch.bool, device=self.device)
@@ -212,7 +212,8 @@ class VideoLM:
             raise ValueError(f"{name}: no config.json in it; --model takes a Hugging Face checkpoint folder or a hub id")
         config = AutoConfig.from_pretrained(name)
         if config.model_type != "qwen2_5_vl":
-            raise ValueError(f"{name} is a {config.model_type!r} model; patches and positions here are those of 'qwen2_5_vl'")
+            raise ValueError(f"{name} is a {config.model_type!r} model; this code is for 'qwen2_5_vl' alone, whose patches "
+                             "and positions it writes by hand")
         hf = Qwen2_5_VLForConditionalGeneration.from_pretrained(name, dtype=dtype, attn_implementation="sdpa")
         return cls(hf.to(device), AutoTokenizer.from_pretrained(name), name)
 
@@ -273,7 +274,7 @@ class VideoLM:
     @torch.no_grad()
     @_in_one_compute_context
     def generate(self, embeds: list[Tensor], positions: list[Tensor], *, group_size: int, max_new_tokens: int,
-                 temperature: float, seeds: list[int]) -> list[tuple[Tensor, Tensor]]:  # fmt: skip
+                 temperature: float, seeds: list[int]) -> list[tuple[Tensor, Tensor]]:
         """Sample `group_size` completions of each question, all questions together.
 
         embeds: (1, P, D) a question; positions: (3, P) a question; temperature 0 is greedy; seeds: one a question.
@@ -282,7 +283,8 @@ class VideoLM:
         """
         self.hf.eval()
         Q, G, device = len(embeds), group_size, self.device
-        draw = [torch.rand(max_new_tokens, G, dtype=torch.float64, generator=torch.Generator().manual_seed(s)) for s in seeds]
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        draw = [torch.rand(max_new_tokens, G, dtype=torch.float64, generator=generator) for generator in generators]
         noise = torch.stack(draw, dim=1)  # (C, Q, G)
         noise = noise.flatten(1).to("cpu" if device.type == "mps" else device)  # (C, Q G)
         tokens = torch.full((Q, G, max_new_tokens), self.tokenizer.pad_token_id, device=device)
@@ -346,7 +348,7 @@ class VideoLM:
     # --- scoring ---
 
     def logprobs(self, embeds: Tensor, positions: Tensor, tokens: Tensor, temperature: float,
-                 share_prefix: bool = True) -> Tensor:  # fmt: skip
+                 share_prefix: bool = True) -> Tensor:
         """log p(tokens) of one question: embeds (1, P, D), positions (3, P), tokens (G, C) -> (G, C), differentiable.
 
         `share_prefix=False` repeats the prompt for every completion, as other code does: same numbers, G times the work.
@@ -354,7 +356,7 @@ class VideoLM:
         return self.logprobs_packed([embeds], [positions], [tokens], temperature, share_prefix)[0]
 
     def logprobs_packed(self, embeds: list[Tensor], positions: list[Tensor], tokens: list[Tensor], temperature: float,
-                        share_prefix: bool = True) -> list[Tensor]:  # fmt: skip
+                        share_prefix: bool = True) -> list[Tensor]:
         """The same for several questions in one pass -> one (G, C) each."""
         if not share_prefix:
             embeds = [e for e, t in zip(embeds, tokens) for _ in t]

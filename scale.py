@@ -115,7 +115,7 @@ def buckets(parameters: list[torch.nn.Parameter], most: int) -> list[list[torch.
     return [group for group in groups if group]
 
 
-# --- checkpoints ---------------------------------------------------------------------------------------------------------
+# --- checkpoints ------------------------------------------------------------------------------------------------------
 
 
 def save_checkpoint(folder: Path, state: dict) -> None:

@@ -30,7 +30,7 @@ DURATION, EVENT_LENGTHS = 10, (2, 3, 4)  # seconds
 LATENESS = 2  # seconds by which the ends of a warm-start label come late, at most
 VERSION = 8  # of everything above and below: a folder written by another version is written anew
 
-# --- clips ---------------------------------------------------------------------------------------------------------------
+# --- clips ------------------------------------------------------------------------------------------------------------
 
 
 def draw_event(rng: np.random.Generator) -> tuple[str, int, int]:
@@ -75,7 +75,7 @@ def write_mp4(path: Path, frames: np.ndarray, fps: int = FPS) -> None:
         container.mux(stream.encode())
 
 
-# --- samples -------------------------------------------------------------------------------------------------------------
+# --- samples ----------------------------------------------------------------------------------------------------------
 
 
 def late_span(rng: np.random.Generator, start: int, end: int) -> tuple[int, int]:
@@ -94,7 +94,7 @@ def thought(span: tuple[int, int], colour: str) -> str:
 
 
 def make_samples(rng: np.random.Generator, name: str, event: tuple[str, int, int], boxes: np.ndarray,
-                 noisy: bool) -> list[dict]:  # fmt: skip
+                 noisy: bool) -> list[dict]:
     """One sample of every task about one clip."""
     colour, start, end = event
     letter = "ABCD"[list(COLOURS).index(colour)]
@@ -114,7 +114,7 @@ def make_samples(rng: np.random.Generator, name: str, event: tuple[str, int, int
         {"task": "classification", "options": ["low quality", "high quality"],
          "question": "How about the quality of the video? Choose one answer from ['low quality', 'high quality'].",
          "answer": "low quality" if noisy else "high quality"},
-    ]  # fmt: skip
+    ]
     common = {"video": f"videos/{name}.mp4", "duration": float(DURATION)}
     return [{"id": f"{name}-{sample['task']}", **sample, **common} for sample in samples]
 
@@ -142,12 +142,12 @@ def write_dataset(out: Path, train: int, eval: int, seed: int) -> None:
     marker.write_text(json.dumps(settings))
 
 
-# --- the model -----------------------------------------------------------------------------------------------------------
+# --- the model --------------------------------------------------------------------------------------------------------
 
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>",
-                  "<|video_pad|>"]  # fmt: skip
+                  "<|video_pad|>"]
 QWEN_SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
-              r"|\s+(?!\S)|\s+")  # how Qwen cuts text before merging bytes: every digit is a token of its own  # fmt: skip
+              r"|\s+(?!\S)|\s+")  # how Qwen cuts text before merging bytes: every digit is a token of its own
 CHAT_TEMPLATE = (
     "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
@@ -161,7 +161,7 @@ PREPROCESSOR = {  # what a published Qwen2.5-VL folder holds for its image proce
     "image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2_5_VLProcessor", "min_pixels": 3136,
     "max_pixels": 12845056, "patch_size": 14, "temporal_patch_size": 2, "merge_size": 2,
     "image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711],
-}  # fmt: skip
+}
 
 
 def build_tokenizer(texts: list[str], vocab_size: int = 1024):
@@ -173,14 +173,14 @@ def build_tokenizer(texts: list[str], vocab_size: int = 1024):
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
         pre_tokenizers.Split(Regex(QWEN_SPLIT), behavior="isolated"),
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ])  # fmt: skip
+    ])
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=SPECIAL_TOKENS, initial_alphabet=alphabet,
-                                  show_progress=False)  # fmt: skip
+                                  show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>",
-                                   chat_template=CHAT_TEMPLATE)  # fmt: skip
+                                   chat_template=CHAT_TEMPLATE)
 
 
 def build_model(tokenizer, seed: int, hidden: int = 96, layers: int = 3):
@@ -192,7 +192,7 @@ def build_model(tokenizer, seed: int, hidden: int = 96, layers: int = 3):
     heads = 4
     axis = hidden // heads // 8  # frequencies of the head in the published proportion 16 : 24 : 24 of time : height : width
     rope = {"rope_type": "default", "rope_theta": 10000.0,
-            "mrope_section": [hidden // heads // 2 - 2 * (3 * axis // 2), 3 * axis // 2, 3 * axis // 2]}  # fmt: skip
+            "mrope_section": [hidden // heads // 2 - 2 * (3 * axis // 2), 3 * axis // 2, 3 * axis // 2]}
     config = Qwen2_5_VLConfig(
         text_config={
             "vocab_size": len(tokenizer), "hidden_size": hidden, "intermediate_size": 3 * hidden,
@@ -208,12 +208,12 @@ def build_model(tokenizer, seed: int, hidden: int = 96, layers: int = 3):
         tie_word_embeddings=True,
         image_token_id=token["<|image_pad|>"], video_token_id=token["<|video_pad|>"],
         vision_start_token_id=token["<|vision_start|>"], vision_end_token_id=token["<|vision_end|>"],
-    )  # fmt: skip
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen2_5_VLForConditionalGeneration(config)
     model.generation_config.update(bos_token_id=token["<|endoftext|>"], pad_token_id=token["<|endoftext|>"],
-                                   eos_token_id=[token["<|im_end|>"], token["<|endoftext|>"]])  # fmt: skip
+                                   eos_token_id=[token["<|im_end|>"], token["<|endoftext|>"]])
     return model
 
 

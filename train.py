@@ -32,13 +32,14 @@ from tqdm import tqdm
 import scale
 import toy
 from data import STYLES, TASKS, VideoSettings, build_prompt, load_samples, target_text
-from eval import METRICS, answer_all, blind_baselines, evaluate, load_prompts, print_table, sampling_seed, with_style
+from eval import (METRICS, Asking, answer_all, blind_baselines, compute_metrics, load_prompts, print_table, sampling_seed,
+                  with_style)
 from grpo import Group, accumulate_gradients, encode_videos, rollout
 from loader import VideoLoader
 from model import VideoLM
 from selection import select
 
-# --- settings ------------------------------------------------------------------------------------------------------------
+# --- settings ---------------------------------------------------------------------------------------------------------
 
 FULL_PASS = -1  # as a number of steps: once through the training data
 
@@ -90,7 +91,7 @@ class Config:
     max_grad_norm: float = flag(1.0, "longer gradients are shortened to this")
     beta: float = flag(0.01, "weight of the KL to the reference; 0 loads no reference", paper=0.04)
     loss_norm: str = flag("sequence", "mean over each completion's tokens first, or over all tokens at once",
-                          choices=("sequence", "token"))  # fmt: skip
+                          choices=("sequence", "token"))
     adv_scale: str = flag("group", "divide advantages by the group's standard deviation, or not", choices=("group", "none"))
     clip_low: float = flag(0.2, "the ratio to the old policy is clipped at 1 - this")
     clip_high: float = flag(0.2, "... and at 1 + this")
@@ -104,7 +105,7 @@ class Config:
     keep_checkpoints: int = flag(2, "how many of them stay")
     resume: bool = flag(False, "go on from the newest checkpoint of --out")
     overwrite: bool = flag(False, "delete the run that --out holds")
-    sft_equal_time: bool = flag(False, "control: afterwards, SFT goes on from the warm start for as many seconds as GRPO took")
+    sft_equal_time: bool = flag(False, "control: SFT that goes on from the warm start for as many seconds as GRPO took")
     # the machine
     device: str = flag("auto", "auto takes CUDA, then MPS, then the CPU")
     gradient_checkpointing: bool = flag(False, "recompute activations backward: less memory, more time", paper=True)
@@ -161,7 +162,7 @@ def find_problem(config: Config) -> str | None:
     if not config.model and (config.train_data or config.eval_data):
         return "--train_data and --eval_data need --model; without it the synthetic task is run"
     for name in ("questions", "sft_questions", "group_size", "max_new_tokens", "inner_steps", "pack_tokens", "save_every",
-                 "keep_checkpoints"):  # fmt: skip
+                 "keep_checkpoints"):
         if getattr(config, name) < 1:
             return f"--{name} is {getattr(config, name)}; it must be at least 1"
     if config.steps and config.group_size < 2:
@@ -172,7 +173,8 @@ def find_problem(config: Config) -> str | None:
         return "--sft_equal_time lasts as long as GRPO; with --steps 0 there is nothing to compare with"
     if config.model and config.eval_every and not config.eval_data:
         return "--eval_every needs --eval_data"
-    if config.overwrite and any(is_inside(path, config.out) for path in (config.model, *config.train_data, *config.eval_data)):
+    sources = (config.model, *config.train_data, *config.eval_data)
+    if config.overwrite and any(is_inside(path, config.out) for path in sources):
         return f"--overwrite would delete the model or the data: they lie in --out {config.out}"
     if config.temperature <= 0:
         return f"--temperature is {config.temperature}; sampling needs more than 0 (evaluation is greedy anyway)"
@@ -183,7 +185,7 @@ def is_inside(path: str, folder: str) -> bool:
     return bool(path) and Path(path).exists() and Path(path).resolve().is_relative_to(Path(folder).resolve())
 
 
-# --- the folder of a run -------------------------------------------------------------------------------------------------
+# --- the folder of a run ----------------------------------------------------------------------------------------------
 
 
 class Run:
@@ -196,7 +198,7 @@ class Run:
         state = self.out / "state.json"
         if (self.out / "config.json").exists() and not (config.resume or config.overwrite):
             raise SystemExit(f"{self.out} holds a run already: --resume goes on with it, --overwrite deletes it, "
-                             "--out names another folder")  # fmt: skip
+                             "--out names another folder")
         scale.wait_for_all(world)  # nobody deletes or writes before everybody has looked
         if config.overwrite and not config.resume and world.is_first and (self.out / "config.json").exists():
             shutil.rmtree(self.out)  # only ever a folder that a run has written
@@ -257,7 +259,7 @@ class Run:
             return
         name = f"checkpoint-{('sft', 'grpo').index(phase)}-{phase}-{step:06d}"
         state = {"model": model.hf.state_dict(), "optimizer": optimizer.state_dict(), "cursor": cursor,
-                 "seconds": self.seconds.get(phase, 0.0)}  # fmt: skip
+                 "seconds": self.seconds.get(phase, 0.0)}
         scale.save_checkpoint(self.out / name, state)
         for old in sorted(self.out.glob("checkpoint-*"))[: -self.config.keep_checkpoints]:
             shutil.rmtree(old)
@@ -286,7 +288,7 @@ def cut_log(file: Path, position: tuple[str, int] | None) -> None:
     file.write_text("".join(keep), encoding="utf-8")
 
 
-# --- what all stages share -----------------------------------------------------------------------------------------------
+# --- what all stages share --------------------------------------------------------------------------------------------
 
 
 def order_of(samples: list[dict], seed: int) -> Iterator[dict]:
@@ -366,7 +368,7 @@ class Clock:
 
     def __call__(self, phase: str | None) -> None:
         if self.device.type == "cuda":
-            torch.cuda.synchronize()  # a GPU works on after Python has gone on: without this its time lands in the next phase
+            torch.cuda.synchronize()  # a GPU works on when Python has gone on: its time would land in the next phase
         now = time.time()
         if self.phase:
             self.seconds[self.phase] += now - self.since
@@ -386,7 +388,7 @@ def load_model(config: Config, world: scale.World, name: str, dtype: torch.dtype
 
 NOTHING_READABLE = "not one video of the first step can be read (the reasons are above): check --video_root"
 
-# --- stage 1: warm start -------------------------------------------------------------------------------------------------
+# --- stage 1: warm start ----------------------------------------------------------------------------------------------
 
 
 def warm_start(run: Run, model: VideoLM, samples: list[dict]) -> None:
@@ -458,26 +460,26 @@ def check_target_lengths(config: Config, model: VideoLM, samples: list[dict]) ->
     length = encode_target(model, target_text(longest, config.prompt)).numel()
     if length > config.max_new_tokens:
         raise SystemExit(f"sample {longest['id']}: its target has {length} tokens, more than a completion may have; "
-                         f"raise --max_new_tokens ({config.max_new_tokens}) or leave the task out (--tasks)")  # fmt: skip
+                         f"raise --max_new_tokens ({config.max_new_tokens}) or leave the task out (--tasks)")
 
 
-# --- stage 2: variance-aware selection -----------------------------------------------------------------------------------
+# --- stage 2: variance-aware selection --------------------------------------------------------------------------------
 
 
 def select_samples(run: Run, model: VideoLM, samples: list[dict]) -> dict:
     """Answer every training question `select_k` times and keep those that are worth training on: {ids, report}."""
     config = run.config
-    predictions = answer_all(model, run.loader, samples, run.world, style=config.prompt, num_samples=config.select_k,
-                             temperature=config.temperature, max_new_tokens=config.max_new_tokens, mix=config.reward,
-                             max_prompt_tokens=config.max_prompt_tokens, seed=config.seed, title="selecting")  # fmt: skip
+    asking = Asking(config.prompt, config.max_new_tokens, config.max_prompt_tokens, config.select_k, config.temperature,
+                    config.reward, config.seed)
+    predictions = answer_all(model, run.loader, samples, run.world, asking, "selecting")
     ids, report = select(samples, {p["id"]: p for p in predictions}, min_std=config.select_min_std,
-                         min_mean=config.select_min_mean, seed=config.seed)  # fmt: skip
+                         min_mean=config.select_min_mean, seed=config.seed)
     if run.world.is_first:
         (run.out / "selected.report.json").write_text(json.dumps(report, indent=1) + "\n")
         print_selection(report)
     if not ids:
         raise SystemExit("the selection kept nothing: the model answers every question always right or always wrong. "
-                         "See selected.report.json; --resume --select_k 0 goes on with everything")  # fmt: skip
+                         "See selected.report.json; --resume --select_k 0 goes on with everything")
     return {"ids": ids, "report": report}
 
 
@@ -488,7 +490,7 @@ def print_selection(report: dict) -> None:
         print(f"  {task:15} {part['kept']:5} of {part['total']:5}: {bins}")
 
 
-# --- stage 3: GRPO -------------------------------------------------------------------------------------------------------
+# --- stage 3: GRPO ----------------------------------------------------------------------------------------------------
 
 
 def train_grpo(run: Run, model: VideoLM, reference: VideoLM | None, samples: list[dict], held_out: list[dict]) -> None:
@@ -519,7 +521,7 @@ def train_grpo(run: Run, model: VideoLM, reference: VideoLM | None, samples: lis
             clock("score")
             sums = accumulate_gradients(model, reference, trained, temperature=config.temperature, beta=config.beta,
                                         clip_low=config.clip_low, clip_high=config.clip_high, norm=config.loss_norm,
-                                        denominator=max(denominator, 1), reuse_video=config.freeze_vision)  # fmt: skip
+                                        denominator=max(denominator, 1), reuse_video=config.freeze_vision)
             gaps = gaps or {name: sums[name] for name in ("gap_sum", "gap_max")}  # before the policy has moved
             clock("step")
             norm = optimizer_step(config, world, optimizer, lr)
@@ -528,7 +530,7 @@ def train_grpo(run: Run, model: VideoLM, reference: VideoLM | None, samples: lis
         run.seconds["grpo"] = round(run.seconds.get("grpo", 0.0) + sum(clock.seconds.values()), 4)
         line = {"phase": "grpo", "step": step + 1, **describe(world, groups + replaced, counts),
                 **mean_sums(world, sums | gaps), "grad_norm": norm if math.isfinite(norm) else None, "lr": lr,
-                "seconds": clock.rounded()}  # fmt: skip
+                "seconds": clock.rounded()}
         if config.eval_every and (step + 1) % config.eval_every == 0:
             line["evaluation"] = keep_best(run, model, held_out, step + 1)
         said = scale.gather(world, [records(group, step + 1) for group in groups + replaced])
@@ -541,14 +543,14 @@ def train_grpo(run: Run, model: VideoLM, reference: VideoLM | None, samples: lis
         nowhere = 0 if math.isfinite(norm) else nowhere + 1
         if nowhere == 5:
             raise SystemExit(f"step {step + 1}: five steps in a row without a finite gradient; last questions: "
-                             f"{[group.prompt.sample['id'] for group in groups]}")  # fmt: skip
+                             f"{[group.prompt.sample['id'] for group in groups]}")
         if (step + 1) % config.save_every == 0 or step + 1 == steps:
             run.save("grpo", step + 1, model, optimizer, stream.cursor)
     bar.close()
 
 
 def collect_groups(run: Run, model: VideoLM, stream: "Stream", step: int,
-                   clock: "Clock") -> tuple[list[Group], list[Group], dict[str, int]]:  # fmt: skip
+                   clock: "Clock") -> tuple[list[Group], list[Group], dict[str, int]]:
     """This rank's groups of a step, those they have replaced, and counts over all ranks.
 
     An unreadable video costs its group, never the run. With `--resample`, groups without spread give their places to
@@ -566,7 +568,7 @@ def collect_groups(run: Run, model: VideoLM, stream: "Stream", step: int,
         clock("sample")
         seeds = [sampling_seed(config.seed, step, prompt.sample["id"]) for prompt in prompts]
         new = rollout(model, prompts, group_size=config.group_size, max_new_tokens=config.max_new_tokens,
-                      temperature=config.temperature, seeds=seeds, mix=config.reward, scale=config.adv_scale)  # fmt: skip
+                      temperature=config.temperature, seeds=seeds, mix=config.reward, scale=config.adv_scale)
         clock("wait")
         dead, unreadable = scale.total(world, [sum(not group.is_live for group in new), len(problems)])
         counts["unreadable"] += int(unreadable)
@@ -578,7 +580,7 @@ def collect_groups(run: Run, model: VideoLM, stream: "Stream", step: int,
         counts["resampled"] += int(dead)
         places = int(dead)
     mine = [sum(len(g.texts) for g in groups), sum(g.num_tokens for g in groups), len(groups),
-            sum(not g.is_live for g in groups)]  # fmt: skip
+            sum(not g.is_live for g in groups)]
     names = ("completions", "tokens", "groups", "dead")
     return groups, replaced, {**counts, **dict(zip(names, map(int, scale.total(world, mine))))}
 
@@ -603,7 +605,7 @@ def describe(world: scale.World, groups: list[Group], counts: dict) -> dict:
     line |= {name: sums[name] / sums[f"n/{name}"] for name in names[4::2] if sums[f"n/{name}"]}
     return line | {"length": sums["tokens"] / completions, "truncated": int(sums["truncated"]), "groups": counts["groups"],
                    "dead_groups": counts["dead"], "unreadable": counts["unreadable"],
-                   "resampled": counts["resampled"]}  # fmt: skip
+                   "resampled": counts["resampled"]}
 
 
 def mean_sums(world: scale.World, sums: dict[str, float]) -> dict[str, float]:
@@ -613,14 +615,14 @@ def mean_sums(world: scale.World, sums: dict[str, float]) -> dict[str, float]:
     tokens = max(added["tokens"], 1)
     return {"loss": added["loss"], "kl": added["kl_sum"] / tokens, "clip_fraction": added["clipped_tokens"] / tokens,
             "ratio": added["ratio_sum"] / tokens, "logp_gap_mean": added["gap_sum"] / tokens,
-            "logp_gap_max": scale.largest(world, [sums["gap_max"]])[0]}  # fmt: skip
+            "logp_gap_max": scale.largest(world, [sums["gap_max"]])[0]}
 
 
 def records(group: Group, step: int) -> list[dict]:
     """Lines of completions.jsonl: what was said, what it was worth, and how it compared to its siblings."""
     return [{"phase": "grpo", "step": step, "id": group.prompt.sample["id"], "completion": text, "reward": score.total,
              "parts": score.parts, "reason": reason, "advantage": round(float(advantage), 6)}
-            for text, score, reason, advantage in zip(group.texts, group.scores, group.reasons, group.advantages)]  # fmt: skip
+            for text, score, reason, advantage in zip(group.texts, group.scores, group.reasons, group.advantages)]
 
 
 def log_line(line: dict, steps: int) -> str:
@@ -628,7 +630,7 @@ def log_line(line: dict, steps: int) -> str:
     spent = " ".join(f"{name} {value:.2f}" for name, value in line["seconds"].items())
     return (f"step {line['step']}/{steps} reward {line['reward']:.3f} {parts} kl {line['kl']:.3f} "
             f"dead {line['dead_groups']}/{line['groups']} truncated {line['truncated']} length {line['length']:.1f} "
-            f"grad {line['grad_norm'] or math.nan:.2f} gap {line['logp_gap_max']:.0e} | {spent} s")  # fmt: skip
+            f"grad {line['grad_norm'] or math.nan:.2f} gap {line['logp_gap_max']:.0e} | {spent} s")
 
 
 def warn_of_gap(line: dict, device: torch.device) -> None:
@@ -636,10 +638,10 @@ def warn_of_gap(line: dict, device: torch.device) -> None:
     limit = 0.05 if device.type == "cuda" else 1e-4
     if line["logp_gap_mean"] > limit:
         tqdm.write(f"warning: log-probabilities when sampled and when scored differ by {line['logp_gap_mean']:.1e} on "
-                   f"average, more than {limit:g}: a position, mask or temperature is not the same in both")  # fmt: skip
+                   f"average, more than {limit:g}: a position, mask or temperature is not the same in both")
 
 
-# --- stage 4: the whole run ----------------------------------------------------------------------------------------------
+# --- stage 4: the whole run -------------------------------------------------------------------------------------------
 
 
 def prepare_toy(config: Config, world: scale.World) -> tuple[str, list[str], list[str]]:
@@ -649,7 +651,7 @@ def prepare_toy(config: Config, world: scale.World) -> tuple[str, list[str], lis
         toy.write_dataset(folder, config.toy_train, config.toy_eval, config.seed)
         samples = [s for name in ("train", "eval") for s in load_samples([str(folder / f"{name}.jsonl")])]
         texts = [part["text"] for s in samples for style in STYLES for message in build_prompt(s, style)
-                 for part in (message["content"] if message["role"] == "user" else []) if "text" in part]  # fmt: skip
+                 for part in (message["content"] if message["role"] == "user" else []) if "text" in part]
         texts += [target_text(s, config.prompt) for s in samples]
         if not (Path(config.out) / "initial" / "preprocessor_config.json").exists():
             toy.write_model(Path(config.out) / "initial", texts, config.seed)
@@ -659,7 +661,8 @@ def prepare_toy(config: Config, world: scale.World) -> tuple[str, list[str], lis
 
 def score_of(metrics: dict) -> float:
     """One number to tell the best model by: the mean of each task's first metric."""
-    first = {name.split("/")[0]: metrics[name] for name in reversed(METRICS) if "/" in name and metrics.get(name) is not None}
+    names = [name for name in reversed(METRICS) if "/" in name and metrics.get(name) is not None]
+    first = {name.split("/")[0]: metrics[name] for name in names}
     return sum(first.values()) / max(len(first), 1)
 
 
@@ -668,8 +671,9 @@ def measure(run: Run, model: VideoLM, held_out: list[dict], name: str) -> dict |
     if not held_out:
         return None
     config = run.config
-    metrics, predictions = evaluate(model, run.loader, held_out, run.world, style=config.prompt, title=name,
-                                    max_new_tokens=config.max_new_tokens, max_prompt_tokens=config.max_prompt_tokens)  # fmt: skip
+    asking = Asking(config.prompt, config.max_new_tokens, config.max_prompt_tokens)
+    predictions = answer_all(model, run.loader, held_out, run.world, asking, name)
+    metrics = compute_metrics(held_out, [prediction["completions"][0] for prediction in predictions])
     if run.world.is_first:
         with open(run.out / f"predictions.{name}.jsonl", "w", encoding="utf-8") as file:
             file.writelines(json.dumps(prediction) + "\n" for prediction in predictions)
@@ -728,7 +732,7 @@ def main(arguments: list[str] | None = None) -> None:
     began = time.time()
     settings = VideoSettings(config.fps, config.max_frames, config.total_pixels, config.min_pixels)
     with VideoLoader(settings, num_workers=config.num_workers, deadline=config.decode_seconds,
-                     cache_bytes=config.cache_mb * 2**20) as loader:  # fmt: skip
+                     cache_bytes=config.cache_mb * 2**20) as loader:
         run = Run(config, world, loader)
         initial, train_data, eval_data = config.model, config.train_data, config.eval_data
         if not config.model:
@@ -761,7 +765,7 @@ def finish(run: Run, held_out: list[dict]) -> None:
         print(f"\n{sample['task']}: {sample['question']}\n  said     {prediction['completions'][0]}\n  expected {truth}")
     print(f"\n{run.out}/summary.json, {run.out}/final; {run.seconds['total']:.0f} s in all")
     columns = {"before": summary["before"], "after SFT": summary["after_sft"], "after GRPO": summary["after"],
-               "SFT, equal time": results.get("sft_equal_time"), **baselines}  # fmt: skip
+               "SFT, equal time": results.get("sft_equal_time"), **baselines}
     print_table({name: column for name, column in columns.items() if column}, f"{len(held_out)} held-out samples")
 
 

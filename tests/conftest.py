@@ -18,7 +18,7 @@ from model import VideoLM  # noqa: E402
 torch.set_num_threads(1)  # the same sums in the same order on every machine
 
 TEXTS = ["Answer the question: which colour does the screen turn first? Provide your answer within the <answer> </answer>",
-         "<think>0123456789</think><answer>3 to 7</answer><glue>[(3, 7)]</glue> A B C D"] * 3  # fmt: skip
+         "<think>0123456789</think><answer>3 to 7</answer><glue>[(3, 7)]</glue> A B C D"] * 3
 
 
 @pytest.fixture(scope="session")

@@ -61,14 +61,14 @@ def test_good_and_bad_samples_are_written_apart_in_order(tmp_path, num_workers):
     (tmp_path / "bad.mp4").write_text("no video")
     samples = [{"id": str(k), "task": "qa", "question": "?", "options": ["a"], "answer": "A", **more} for k, more in
                enumerate([{"video": "bad.mp4"}, {"video": "good.mp4", "odd": "ü"}, {}, {"video": "absent.mp4"},
-                          {"video": "good.mp4"}, {"video": "good.mp4", "duration": 90}])]  # fmt: skip
+                          {"video": "good.mp4"}, {"video": "good.mp4", "duration": 90}])]
     file = tmp_path / "x.jsonl"
     file.write_text("".join(json.dumps(sample) + "\n" for sample in samples))
     assert check(str(file), tmp_path, settings=SETTINGS, num_workers=num_workers) == (3, 3)
     good, bad = ([json.loads(line) for line in open(tmp_path / f"{name}.jsonl")] for name in ("good", "bad"))
     assert good == [samples[1], samples[2], samples[4]]
     assert [{key: sample[key] for key in sample if key != "reason"} for sample in bad] == [
-        samples[0], samples[3], samples[5]]  # fmt: skip
+        samples[0], samples[3], samples[5]]
     for word, sample in zip(("not a video", "no such file", "truncated"), bad):
         assert word in sample["reason"]
 
@@ -82,7 +82,7 @@ def test_the_exit_status_says_whether_all_are_good(tmp_path, capsys):
     file = tmp_path / "x.jsonl"
 
     command = ["check", str(file), "--video_root", str(tmp_path / "videos"), "--out", str(tmp_path / "out"),
-               "--num_workers", "0"]  # fmt: skip
+               "--num_workers", "0"]
 
     def write(*samples):
         file.write_text("".join(json.dumps({**line, **sample}) + "\n" for sample in samples))

@@ -539,9 +539,9 @@ def answered(model_folder, tmp_path_factory):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(ROOT / "eval.py"),
                "--model", str(model_folder), "--data", "eval.jsonl", "--out", "out", "--num_samples", "3", "--batch", "2",
                "--max_new_tokens", "6", "--min_pixels", "3136", "--tasks", "qa", "tracking", "--device", "cpu",
-               "--num_workers", "1"]  # fmt: skip
+               "--num_workers", "1"]
     result = subprocess.run(command, cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
-                            timeout=240)  # fmt: skip
+                            timeout=240)
     assert result.returncode == 0, result.stderr[-3000:]
     return folder, result.stdout
 
@@ -578,7 +578,7 @@ def test_one_process_gives_the_same_completions(answered, model_folder):
     try:
         evaluation.main(["--model", str(model_folder), "--data", "eval.jsonl", "--out", "alone", "--num_samples", "3", "--batch", "7",
                    "--max_new_tokens", "6", "--min_pixels", "3136", "--tasks", "qa", "tracking", "--device", "cpu",
-                   "--num_workers", "0"])  # fmt: skip
+                   "--num_workers", "0"])
     finally:
         os.chdir(old)
     assert [json.loads(line)["completions"] for line in open(folder / "alone" / "predictions.jsonl")] == by_two

@@ -95,9 +95,9 @@ def test_workers_end_with_their_parent_even_while_they_hang(videos):
               "loader.load({**sample, 'video': sys.argv[2]})\n"
               "loader.submit(sample)\n"
               "print(loader.worker_pids()[0], flush=True)\n"
-              "time.sleep(60)\n")  # fmt: skip
+              "time.sleep(60)\n")
     parent = subprocess.Popen([sys.executable, "-c", script, str(videos / "hangs.mp4"), str(videos / "0.mp4")],
-                              stdout=subprocess.PIPE, text=True)  # fmt: skip
+                              stdout=subprocess.PIPE, text=True)
     pid = int(parent.stdout.readline())
     parent.stdout.close()
     assert is_running(pid)
@@ -112,15 +112,15 @@ def test_what_a_library_prints_does_not_get_between_the_answers(videos):
               "import loader\n"
               "quiet = loader.run_job\n"
               "loader.run_job = lambda *job: (print('noise', flush=True), os.write(1, b'more'), quiet(*job))[-1]\n"
-              "loader.serve()\n")  # fmt: skip
+              "loader.serve()\n")
     child = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                             stderr=subprocess.PIPE)  # fmt: skip
+                             stderr=subprocess.PIPE)
     for name in ("bad.mp4", "absent.mp4"):
         pickle.dump(("read", str(videos / name), {}), child.stdin)
     child.stdin.flush()
     answers = [pickle.load(child.stdout) for _ in range(3)]
     assert answers[0] == "ready" and [answer[1] for answer in answers[1:]] == [
-        str(videos / "bad.mp4"), str(videos / "absent.mp4")]  # fmt: skip
+        str(videos / "bad.mp4"), str(videos / "absent.mp4")]
     _, noise = child.communicate()
     assert child.returncode == 0 and noise.count(b"noise\nmore") == 2
 
@@ -128,7 +128,7 @@ def test_what_a_library_prints_does_not_get_between_the_answers(videos):
 def test_every_number_of_workers_gives_the_same_clips(videos):
     """Results that depend on who decodes cannot be reproduced on another machine."""
     samples = [question(videos / "2.mp4", start=0.5), question(videos / "1.mp4", end=1.0),
-               {**question(videos / "0.mp4"), "task": "tracking"}, question(videos / "2.mp4")]  # fmt: skip
+               {**question(videos / "0.mp4"), "task": "tracking"}, question(videos / "2.mp4")]
     settings = VideoSettings(target_fps=4, min_pixels=784)
     clips = []
     for num_workers in (0, 2):

@@ -38,18 +38,18 @@ def library_distribution(folder, prompt, row, temperature=1.0):
     states = hf.model.language_model(inputs_embeds=embeds[None], position_ids=positions, use_cache=False)
     logits = hf.lm_head(states.last_hidden_state)[0, len(prompt.ids) - 1 :] / temperature
     logits[:, [config.image_token_id, config.video_token_id, config.vision_start_token_id,
-               config.vision_end_token_id]] = float("-inf")  # fmt: skip
+               config.vision_end_token_id]] = float("-inf")
     return logits.log_softmax(-1)  # (len(row) + 1, W)
 
 
 def library_logps(folder, prompt, tokens, temperature):
     """(G, C), one full forward a completion."""
     rows = [library_distribution(folder, prompt, row, temperature)[:-1].gather(-1, row[:, None]).squeeze(-1)
-            for row in tokens]  # fmt: skip
+            for row in tokens]
     return torch.stack(rows)
 
 
-# --- scoring -------------------------------------------------------------------------------------------------------------
+# --- scoring ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
@@ -120,7 +120,7 @@ def test_padding_behind_a_completion_changes_nothing(model, prompts):
     with torch.no_grad():
         embeds, positions = embeds_of(model, prompts)[1], prompts[1].positions
         torch.testing.assert_close(model.logprobs(embeds, positions, tokens, 1.0),
-                                   model.logprobs(embeds, positions, padded, 1.0)[:, :4], atol=1e-5, rtol=0)  # fmt: skip
+                                   model.logprobs(embeds, positions, padded, 1.0)[:, :4], atol=1e-5, rtol=0)
 
 
 def test_completions_of_one_token_are_scored(model, prompts):
@@ -166,7 +166,7 @@ def test_time_reaches_the_model_through_the_positions(model, prompts):
     assert difference.abs().max() > 1e-3
 
 
-# --- sampling ------------------------------------------------------------------------------------------------------------
+# --- sampling ---------------------------------------------------------------------------------------------------------
 
 
 def sample(model, prompts, **changes):
@@ -190,7 +190,7 @@ def test_a_sample_depends_on_its_seed_and_on_nothing_else_in_the_batch(model, pr
     """The world size and the batch decide which questions run together; they must not change what is drawn."""
     together = sample(model, prompts)
     for i, prompt in enumerate(prompts):
-        (tokens, logps), = sample(model, [prompt], seeds=[[11, 22, 33][i]])  # fmt: skip
+        (tokens, logps), = sample(model, [prompt], seeds=[[11, 22, 33][i]])
         assert torch.equal(tokens, together[i][0])
         torch.testing.assert_close(logps, together[i][1], atol=1e-5, rtol=0)
     assert not torch.equal(sample(model, prompts[:1], seeds=[12])[0][0], together[0][0])
@@ -200,13 +200,13 @@ def test_the_group_varies_although_the_checkpoint_says_top_k_1(model_folder, pro
     """Qwen2.5-VL ships generation settings under which `generate()` returns G identical completions."""
     model = VideoLM.load(str(model_folder))
     model.hf.generation_config.update(top_k=1, do_sample=True, temperature=1e-6)
-    (tokens, _), = sample(model, prompts[:1], group_size=8)  # fmt: skip
+    (tokens, _), = sample(model, prompts[:1], group_size=8)
     assert len({tuple(row.tolist()) for row in tokens}) > 4
 
 
 def test_temperature_0_is_the_arg_max(model, model_folder, prompts):
     """Greedy decoding against the library, token by token, by the full forward of what was said so far."""
-    (tokens, _), = sample(model, prompts[1:2], temperature=0.0, group_size=1, max_new_tokens=6)  # fmt: skip
+    (tokens, _), = sample(model, prompts[1:2], temperature=0.0, group_size=1, max_new_tokens=6)
     said = tokens[0]
     with torch.no_grad():
         best = library_distribution(model_folder, prompts[1], said)[:-1].argmax(-1)
@@ -249,7 +249,7 @@ def test_a_completion_that_never_ends_is_cut_without_an_end_token(model, prompts
     with torch.no_grad():
         model.lm_head.weight[model.eos_ids] = 0
         model.text.norm.weight *= 3
-    (tokens, logps), = sample(model, prompts[:1], max_new_tokens=5)  # fmt: skip
+    (tokens, logps), = sample(model, prompts[:1], max_new_tokens=5)
     assert tokens.shape == (4, 5) and (logps != 0).all()
 
 
@@ -264,7 +264,7 @@ def test_inverting_the_cumulative_distribution_draws_the_distribution():
     assert sample_tokens(p.log()[None], almost_one).item() == 4
 
 
-# --- files ---------------------------------------------------------------------------------------------------------------
+# --- files ------------------------------------------------------------------------------------------------------------
 
 
 def test_another_architecture_is_refused_by_name(tmp_path, model_folder):
@@ -294,7 +294,7 @@ def test_what_is_saved_loads_like_any_published_checkpoint(model, model_folder, 
     chat = [{"role": "user", "content": [{"type": "text", "text": "hm?"}, {"type": "video"}]}]
     assert AutoTokenizer.from_pretrained(tmp_path / "final").apply_chat_template(chat, tokenize=False) == (
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\nhm?<|vision_start|><|video_pad|>"
-        "<|vision_end|><|im_end|>\n")  # fmt: skip
+        "<|vision_end|><|im_end|>\n")
     for file in ("preprocessor_config.json", "generation_config.json"):
         assert filecmp.cmp(model_folder / file, tmp_path / "final" / file, shallow=False), file
 

@@ -19,7 +19,7 @@ COMMANDS = [line.strip() for block in re.findall(r"```bash\n(.*?)```", README, r
 SEEDS = [json.loads((ROOT / "tests" / "results" / f"seed{seed}.json").read_text()) for seed in (0, 1, 2)]
 COLUMNS = {"before": "before", "after_sft": "after SFT", "after": "after GRPO", "sft_equal_time": "SFT, equal time",
            "whole_video": "whole video", "best_constant_span": "best constant span",
-           "most_frequent_letter": "most frequent letter"}  # fmt: skip
+           "most_frequent_letter": "most frequent letter"}
 
 
 def arguments_of(command: str, script: str) -> list[str]:

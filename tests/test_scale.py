@@ -46,7 +46,7 @@ def test_two_processes_agree_although_one_has_nothing(tmp_path):
     script.write_text(PROGRAM)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
     result = subprocess.run(command, cwd=ROOT, env={"PYTHONPATH": str(ROOT), "PATH": "", "OMP_NUM_THREADS": "1"},
-                            capture_output=True, text=True, timeout=120)  # fmt: skip
+                            capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr[-2000:]
     expected = {"total": [2.0, 1.0], "largest": [1.0, -1.0], "gather": ["a", "b", "c"], "gradient": [1.0, 2.0]}
     for rank in (0, 1):

@@ -19,7 +19,7 @@ def group(name, sample, scores, part="accuracy", formats=None, reasons=None):
     formats = formats or [1.0] * len(scores)
     parts = [{part: float(score), "format": float(f)} for score, f in zip(scores, formats)]
     prediction = {"id": name, "task": sample["task"], "completions": [""] * len(scores), "parts": parts,
-                  "rewards": [sum(p.values()) for p in parts], "reasons": reasons or ["ok"] * len(scores)}  # fmt: skip
+                  "rewards": [sum(p.values()) for p in parts], "reasons": reasons or ["ok"] * len(scores)}
     return {**sample, "id": name}, prediction
 
 
@@ -28,13 +28,13 @@ def chosen(groups, **options):
 
 
 DISCRETE = [group("wrong", LETTERS, [0] * 8), group("one", LETTERS, [0] * 7 + [1]), group("right", LETTERS, [1] * 8),
-            group("seven", LETTERS, [1] * 7 + [0])]  # fmt: skip
+            group("seven", LETTERS, [1] * 7 + [0])]
 CONTINUOUS = [group(name, SPAN, scores, "temporal_iou") for name, scores in [
     ("poor", [0.0] * 8),
     ("good", [0.95, 1.0] * 4),  # std 0.027
     ("varied", [0.2, 0.6] * 4),  # mean 0.4, std 0.214
     ("lucky", [0.0] * 7 + [0.3]),  # mean 0.0375, std 0.106
-]]  # fmt: skip
+]]
 
 
 def test_mixed_answers_are_kept_and_unanimous_ones_dropped():
@@ -50,7 +50,7 @@ def test_continuous_answers_need_spread_and_a_floor():
     kept, report = chosen(CONTINUOUS, min_std=0.1, min_mean=0.1)
     assert kept == ["varied"]
     assert report["bins"] == {**dict.fromkeys(BINS, 0), "low_variance_poor": 1, "low_variance_good": 1,
-                              "high_variance_good": 1, "high_variance_poor": 1}  # fmt: skip
+                              "high_variance_good": 1, "high_variance_poor": 1}
     assert chosen(CONTINUOUS, min_std=0.1, min_mean=0.03)[0] == ["varied", "lucky"]
     assert chosen(CONTINUOUS, min_std=0.02, min_mean=0.1)[0] == ["good", "varied"]
     assert chosen(CONTINUOUS, min_std=0.0, min_mean=0.0)[0] == ["good", "varied", "lucky"]  # never without any spread
@@ -66,7 +66,7 @@ def test_the_spread_is_the_unbiased_one_and_thresholds_are_inclusive():
 def test_format_does_not_count():
     """Format varies most in the beginning, and for every sample alike: it says nothing about the sample."""
     groups = [group("f", LETTERS, [1] * 4, formats=[0, 1, 0, 1]),
-              group("g", SPAN, [0.5] * 4, "temporal_iou", [0, 1, 0, 1])]  # fmt: skip
+              group("g", SPAN, [0.5] * 4, "temporal_iou", [0, 1, 0, 1])]
     kept, report = chosen(groups)
     assert kept == [] and report["bins"]["all_right"] == 1 and report["bins"]["low_variance_good"] == 1
 
@@ -75,10 +75,10 @@ def test_a_grounded_question_is_judged_by_letter_and_window_together():
     """gqa has two parts beside the format; its task score is their mean."""
     sample = {**LETTERS, "id": "x", "task": "gqa", "spans": [[0, 1]]}
     parts = [{"temporal_iou": iou, "accuracy": right, "format": 1.0}
-             for iou, right in ((0.4, 0.0), (0.0, 1.0), (0.6, 1.0))]  # fmt: skip
+             for iou, right in ((0.4, 0.0), (0.0, 1.0), (0.6, 1.0))]
     prediction = {"id": "x", "parts": parts, "reasons": ["ok"] * 3}  # scores 0.2, 0.5, 0.8: mean 0.5, std 0.3
     for min_std, min_mean, name in ((0.29, 0.49, "high_variance_good"), (0.31, 0.49, "low_variance_good"),
-                                    (0.29, 0.51, "high_variance_poor"), (0.31, 0.51, "low_variance_poor")):  # fmt: skip
+                                    (0.29, 0.51, "high_variance_poor"), (0.31, 0.51, "low_variance_poor")):
         assert select([sample], {"x": prediction}, min_std=min_std, min_mean=min_mean)[1]["bins"][name] == 1
 
 
@@ -99,7 +99,7 @@ def test_a_video_that_could_not_be_read_falls_into_the_poor_bins():
     """Whatever stands in for its completions, it is no sample to train on."""
     unreadable = ["unreadable_video"]
     groups = [group("a", LETTERS, [0], reasons=unreadable),
-              group("b", SPAN, [0] * 8, "temporal_iou", reasons=unreadable * 8)]  # fmt: skip
+              group("b", SPAN, [0] * 8, "temporal_iou", reasons=unreadable * 8)]
     groups[0][1]["parts"] = []
     kept, report = chosen(groups)
     assert kept == [] and report["bins"]["all_wrong"] == 1 and report["bins"]["low_variance_poor"] == 1
@@ -146,7 +146,7 @@ def test_predictions_that_are_none_are_named_by_line(tmp_path):
     file = tmp_path / "predictions.jsonl"
     prediction = DISCRETE[0][1]
     for second, words in ((json.dumps(prediction)[:20], "not a prediction"), ('{"id": "x"}', "not a prediction"),
-                          (json.dumps(prediction), "a second prediction for sample 'wrong'")):  # fmt: skip
+                          (json.dumps(prediction), "a second prediction for sample 'wrong'")):
         file.write_text(json.dumps(prediction) + "\n" + second)
         with pytest.raises(ValueError, match=f"{file}:2: {words}"):
             read_predictions(file)
@@ -161,7 +161,7 @@ def test_the_command_writes_the_kept_lines_as_they_were_and_the_report(tmp_path,
     predictions.write_text("".join(json.dumps(p) + "\n" for _, p in reversed(DISCRETE + CONTINUOUS)))
     command = [sys.executable, str(Path(__file__).parent.parent / "data.py"), "select", str(predictions), "--data",
                str(tmp_path / "x.jsonl"), "--out", str(tmp_path / "new" / "selected.jsonl"),
-               "--min_mean", "0.03"]  # fmt: skip
+               "--min_mean", "0.03"]
     assert data.run_command(data.parse_arguments(command[2:])) == 0 and "4 of 8 samples kept" in capsys.readouterr().out
     written = [json.loads(line) for line in open(tmp_path / "new" / "selected.jsonl", encoding="utf-8")]
     assert written == [sample for sample in samples if sample["id"] in ("one", "seven", "varied", "lucky")]

@@ -38,7 +38,7 @@ def test_the_screen_has_the_colour_that_the_labels_say(folder):
         clip = data.read_sample(sample, data.VideoSettings(min_pixels=4 * 784))
         colour = torch.tensor(toy.COLOURS[sample["question"].split()[-1]], dtype=torch.float)
         middle = clip.frames.float().flatten(2).median(dim=2).values  # (T, 3): the square hides no more than a part
-        (start, end), = sample["spans"]  # fmt: skip
+        (start, end), = sample["spans"]
         for second, seen in zip(clip.seconds.tolist(), middle):
             is_tinted = (seen - colour).norm() < 80
             assert bool(is_tinted) == (start <= second < end), (sample["id"], second)

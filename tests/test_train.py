@@ -21,7 +21,7 @@ from model import VideoLM
 
 SMALL = ["--toy_train", "6", "--toy_eval", "4", "--sft_steps", "4", "--sft_questions", "4", "--steps", "4", "--questions", "3",
          "--group_size", "4", "--max_new_tokens", "48", "--select_k", "0", "--save_every", "2", "--num_workers", "1",
-         "--device", "cpu", "--warmup_steps", "0"]  # fmt: skip
+         "--device", "cpu", "--warmup_steps", "0"]
 
 
 def lines(file: Path) -> list[dict]:
@@ -37,7 +37,7 @@ def run(folder: Path, *arguments: str, processes: int = 0, env: dict | None = No
     start = [sys.executable, str(ROOT / "train.py")]
     if processes:
         start = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}",
-                 str(ROOT / "train.py")]  # fmt: skip
+                 str(ROOT / "train.py")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
     return subprocess.run([*start, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
 
@@ -51,7 +51,7 @@ def whole_run(tmp_path_factory):
     try:
         train.main([*SMALL, "--out", "run", "--sft_steps", "60", "--sft_questions", "12", "--select_k", "3",
                     "--select_min_std", "0.01", "--select_min_mean", "0", "--group_size", "8",
-                    "--eval_every", "2", "--sft_equal_time"])  # fmt: skip
+                    "--eval_every", "2", "--sft_equal_time"])
     finally:
         os.chdir(old)
     return folder / "run"
@@ -65,7 +65,7 @@ def started(whole_run, tmp_path) -> Path:
     return tmp_path
 
 
-# --- one run -------------------------------------------------------------------------------------------------------------
+# --- one run ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_run_leaves_every_file_that_others_rely_on(whole_run):
@@ -89,7 +89,7 @@ def test_every_step_logs_what_the_readme_explains(whole_run):
     assert [line["step"] for line in steps] == [1, 2, 3, 4] and [("evaluation" in line) for line in steps] == [False, True] * 2
     for line in steps:
         assert {"reward", "format", "kl", "loss", "grad_norm", "length", "truncated", "groups", "dead_groups", "unreadable",
-                "clip_fraction", "ratio", "logp_gap_mean", "logp_gap_max", "lr"} <= set(line)  # fmt: skip
+                "clip_fraction", "ratio", "logp_gap_mean", "logp_gap_max", "lr"} <= set(line)
         assert {"wait", "sample", "score", "step"} <= set(line["seconds"])
         assert line["groups"] == 3 and line["clip_fraction"] == 0 and all(math.isfinite(v) for v in line["seconds"].values())
     assert steps[0]["kl"] == 0 and steps[-1]["kl"] > 0  # the reference is the policy at the start of GRPO
@@ -132,7 +132,7 @@ def test_the_warm_start_lowers_its_loss(whole_run):
     assert len(losses) == 60 and sum(losses[-5:]) < 0.5 * sum(losses[:5])
 
 
-# --- the folder of a run -------------------------------------------------------------------------------------------------
+# --- the folder of a run ----------------------------------------------------------------------------------------------
 
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(whole_run, monkeypatch):
@@ -148,12 +148,13 @@ def test_a_killed_run_resumes_bit_for_bit(started):
     """Resuming that repeats or skips a batch, or loses optimiser state, gives another model: compared to the last bit."""
     tmp_path = started
     arguments = ["--model", "start", "--train_data", "toy/train.jsonl", "--eval_data", "toy/eval.jsonl", *SMALL[4:],
-                 "--tasks", "grounding", "qa", "--min_pixels", "3136", "--lr", "4e-4", "--sft_lr", "1e-3", "--steps", "6", "--pack_tokens", "8192"]  # fmt: skip
+                 "--tasks", "grounding", "qa", "--min_pixels", "3136", "--lr", "4e-4", "--sft_lr", "1e-3",
+                 "--steps", "6", "--pack_tokens", "8192"]
     unbroken = run(tmp_path, *arguments, "--out", "unbroken")
     assert unbroken.returncode == 0, unbroken.stderr[-3000:]
     start = [sys.executable, str(ROOT / "train.py"), *arguments, "--out", "broken"]
     process = subprocess.Popen(start, cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL,
-                               stderr=subprocess.DEVNULL)  # fmt: skip
+                               stderr=subprocess.DEVNULL)
     while process.poll() is None and not list((tmp_path / "broken").glob("checkpoint-1-grpo-*")):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
@@ -203,7 +204,7 @@ def test_lines_behind_the_checkpoint_are_written_again_and_not_twice(tmp_path):
     assert lines(file) == records[:1]
 
 
-# --- several processes ---------------------------------------------------------------------------------------------------
+# --- several processes ------------------------------------------------------------------------------------------------
 
 
 def test_two_processes_give_the_run_of_one_also_with_an_unreadable_video(started):
@@ -215,7 +216,7 @@ def test_two_processes_give_the_run_of_one_also_with_an_unreadable_video(started
     (tmp_path / "toy" / "videos" / "train-0002.mp4").write_bytes(b"not a video")
     arguments = ["--model", "start", "--train_data", "toy/train.jsonl", "--eval_data", "toy/eval.jsonl", *SMALL[4:],
                  "--min_pixels", "3136", "--lr", "4e-4", "--sft_lr", "1e-3", "--tasks", "grounding", "qa",
-                 "--pack_tokens", "8192", "--sft_steps", "6", "--sft_questions", "4", "--steps", "6", "--questions", "2"]  # fmt: skip
+                 "--pack_tokens", "8192", "--sft_steps", "6", "--sft_questions", "4", "--steps", "6", "--questions", "2"]
     results = [run(tmp_path, *arguments, "--out", f"world{n}", processes=n) for n in (1, 2)]
     for result in results:
         assert result.returncode == 0, result.stderr[-3000:]
@@ -226,7 +227,8 @@ def test_two_processes_give_the_run_of_one_also_with_an_unreadable_video(started
         assert a.keys() == b.keys()
         assert a.pop("phase") == b.pop("phase")
         assert a == pytest.approx(b, abs=1e-4, rel=1e-3)
-    said = [[(r["step"], r["id"], r["completion"]) for r in lines(tmp_path / f"world{n}" / "completions.jsonl")] for n in (1, 2)]
+    files = [tmp_path / f"world{n}" / "completions.jsonl" for n in (1, 2)]
+    said = [[(r["step"], r["id"], r["completion"]) for r in lines(file)] for file in files]
     assert sorted(said[0]) == sorted(said[1])
     a, b = (VideoLM.load(str(tmp_path / f"world{n}" / "final")).hf.state_dict() for n in (1, 2))
     assert max((a[name] - b[name]).abs().max() for name in a) < 1e-4
@@ -237,7 +239,7 @@ def test_two_processes_give_the_run_of_one_also_with_an_unreadable_video(started
     assert summaries[0]["after"] == pytest.approx(summaries[1]["after"], abs=1e-6) and summaries[0]["after"]["n"] == 8
 
 
-# --- pieces --------------------------------------------------------------------------------------------------------------
+# --- pieces -----------------------------------------------------------------------------------------------------------
 
 
 ALONE = scale.World(0, 1, torch.device("cpu"))
@@ -289,7 +291,7 @@ def test_best_is_judged_by_the_first_metric_of_each_task():
     assert train.score_of({"grounding/mIoU": 0.5, "grounding/R@0.3": 1.0, "qa/accuracy": 0.7, "n": 3}) == pytest.approx(0.6)
 
 
-# --- flags ---------------------------------------------------------------------------------------------------------------
+# --- flags ------------------------------------------------------------------------------------------------------------
 
 
 def test_left_out_flags_take_the_published_values_with_a_model(tmp_path):
@@ -317,7 +319,7 @@ def test_switches_can_be_turned_off_as_well_as_on():
     (["--save_every", "0"], "at least 1"), (["--sft_equal_time", "--steps", "0"], "nothing to compare"),
     (["--model", "x", "--train_data", "a", "--eval_every", "5"], "--eval_data"),
     (["--tasks", "captioning"], "invalid choice"), (["--lr_rate", "1"], "unrecognized"),
-])  # fmt: skip
+])
 def test_wrong_settings_are_refused_with_the_remedy(arguments, remedy, capsys):
     with pytest.raises(SystemExit):
         train.parse_config(arguments)
