@@ -196,6 +196,13 @@ def test_a_sample_depends_on_its_seed_and_on_nothing_else_in_the_batch(model, pr
     assert not torch.equal(sample(model, prompts[:1], seeds=[12])[0][0], together[0][0])
 
 
+def test_every_token_has_noise_of_its_own(model, prompts):
+    """At a very high temperature all tokens are equally likely: noise that is reused repeats the token itself."""
+    for tokens, _ in sample(model, prompts, temperature=1e6, group_size=8):
+        assert (tokens[:, 1:] == tokens[:, :-1]).float().mean() < 0.1
+        assert all(len(set(column.tolist())) > 4 for column in tokens[:, :3].T)
+
+
 def test_the_group_varies_although_the_checkpoint_says_top_k_1(model_folder, prompts):
     """Qwen2.5-VL ships generation settings under which `generate()` returns G identical completions."""
     model = VideoLM.load(str(model_folder))

@@ -74,7 +74,8 @@ def mean(stage: str, name: str) -> float:
 
 def test_the_figures_are_those_of_the_committed_runs():
     """`python tests/test_readme.py` writes them; a number edited by hand, or left behind by a new run, fails here."""
-    assert README == with_figures(README)
+    results = (ROOT / "RESULTS.md").read_text(encoding="utf-8")
+    assert README == with_figures(README) and results == with_figures(results)
     found = re.findall(r"<!-- figure: (\S+) (\S+) -->([\d.]+)", README)
     assert len(found) >= 3
     for stage, name, figure in found:
@@ -95,17 +96,43 @@ def test_the_committed_runs_show_what_is_claimed():
 
 
 def with_figures(text: str) -> str:
-    """The text with its figures and its table made from the committed results."""
+    """The text with its figures and tables made from the committed results."""
     text = re.sub(r"(<!-- figure: (\S+) (\S+) -->)[\d.]+", lambda m: f"{m[1]}{mean(m[2], m[3]):.3f}", text)
+    for name, rows in (("results", means_table()), ("seeds", seeds_table())):
+        table = f"<!-- table: {name} -->\n" + "\n".join(rows) + "\n\n"
+        text = re.sub(rf"<!-- table: {name} -->\n(?:\|[^\n]*\n)*\n", lambda _: table, text)
+    return text
+
+
+def means_table() -> list[str]:
+    """One row a metric, one column a stage or a blind answer, means over the seeds."""
     names = [name for name in eval.METRICS if name in SEEDS[0]["after"]]
-    stages = list(COLUMNS)
-    rows = ["| | " + " | ".join(COLUMNS.values()) + " |", "|---" * (len(stages) + 1) + "|"]
+    rows = ["| | " + " | ".join(COLUMNS.values()) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
     for name in names:
-        cells = [f"{mean(s, name):.3f}" if name in (SEEDS[0]["baselines"].get(s) or SEEDS[0].get(s)) else "" for s in stages]
+        known = [name in (SEEDS[0]["baselines"].get(stage) or SEEDS[0].get(stage)) for stage in COLUMNS]
+        cells = [f"{mean(stage, name):.3f}" if k else "" for stage, k in zip(COLUMNS, known)]
         rows.append(f"| {name} | " + " | ".join(cells) + " |")
-    table = "<!-- table: results -->\n" + "\n".join(rows) + "\n\n"
-    return re.sub(r"<!-- table: results -->\n(?:\|[^\n]*\n)*\n", lambda _: table, text)
+    return rows
+
+
+def seeds_table() -> list[str]:
+    """One row a seed: the warm start, GRPO and the control on the metrics that matter, and what it took."""
+    rows = ["| seed | stage | grounding/mIoU | grounding/R@0.7 | qa/accuracy | gqa/mIoU | gqa/Acc@GQA | parse_failure | s |",
+            "|---" * 9 + "|"]
+    names = ["grounding/mIoU", "grounding/R@0.7", "qa/accuracy", "gqa/mIoU", "gqa/Acc@GQA", "parse_failure"]
+    for number, seed in enumerate(SEEDS):
+        seconds = {"after_sft": "sft", "after": "grpo", "sft_equal_time": "grpo"}
+        for stage, phase in seconds.items():
+            cells = [f"{seed[stage][name]:.3f}" for name in names]
+            rows.append(f"| {number} | {COLUMNS[stage]} | " + " | ".join(cells) + f" | {seed['seconds'][phase]:.0f} |")
+    return rows
+
+
+def main() -> None:
+    for file in ("README.md", "RESULTS.md"):
+        path = ROOT / file
+        path.write_text(with_figures(path.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    (ROOT / "README.md").write_text(with_figures(README), encoding="utf-8")
+    main()
