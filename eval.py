@@ -361,6 +361,11 @@ def print_table(columns: dict[str, dict], title: str = "") -> None:
 # ---- the command line -----------------------------------------------------------------------------------------------
 
 
+ASKED = "asked.json"  # in a model's folder
+PUBLISHED = {"prompt": "think", "fps": 2.0, "max_frames": 768, "total_pixels": 3584 * 784, "min_pixels": 16 * 784,
+             "max_new_tokens": 1024, "max_prompt_tokens": 16384}  # VideoChat-R1's, where a folder does not say
+
+
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Answer the questions of a data set and score the answers.",
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
@@ -370,22 +375,42 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--out", required=True, type=Path, help="folder for predictions.jsonl and metrics.json")
     add("--video_root", help="where the videos lie, unless the entry says so; else the folder of its file")
     add("--tasks", nargs="+", choices=TASKS, help="only these tasks")
-    add("--prompt", default="think", choices=STYLES, help="with thought, without, or Temporal-R1's JSON")
+    add("--prompt", choices=STYLES, help=f"with thought, without, or Temporal-R1's JSON ({as_trained('prompt')})")
     add("--reward", default="sum", choices=("sum", "temporal_r1"), help="how the parts make up a reward")
     add("--num_samples", type=int, default=1, help="completions of each question (K)")
     add("--temperature", type=float, help="0 is greedy; by default 0 for one completion and 1 for several")
-    add("--max_new_tokens", type=int, default=1024, help="longest completion, in tokens")
-    add("--max_prompt_tokens", type=int, default=16384, help="a longer prompt is an error, never cut")
+    add("--max_new_tokens", type=int, help=f"longest completion, in tokens ({as_trained('max_new_tokens')})")
+    add("--max_prompt_tokens", type=int, help=f"a longer prompt is an error ({as_trained('max_prompt_tokens')})")
     add("--batch", type=int, default=8, help="questions that are answered together")
     add("--seed", type=int, default=0, help="of the sampling")
-    add("--fps", type=float, default=2.0, help="frames looked at, for each second of video")
-    add("--max_frames", type=int, default=768, help="most frames of one video")
-    add("--total_pixels", type=int, default=3584 * 784, help="pixel budget of a whole video")
-    add("--min_pixels", type=int, default=16 * 784, help="least pixels of a frame")
+    add("--fps", type=float, help=f"frames looked at, for each second of video ({as_trained('fps')})")
+    add("--max_frames", type=int, help=f"most frames of one video ({as_trained('max_frames')})")
+    add("--total_pixels", type=int, help=f"pixel budget of a whole video ({as_trained('total_pixels')})")
+    add("--min_pixels", type=int, help=f"least pixels of a frame ({as_trained('min_pixels')})")
     add("--num_workers", type=int, default=4, help="processes that decode videos; 0 decodes in this one")
     add("--decode_seconds", type=float, default=60, help="a video that takes longer is given up")
     add("--device", default="auto", help="auto takes CUDA, then MPS, then the CPU")
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    trained = read_asked(args.model)
+    for name, value in trained.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    return args
+
+
+def as_trained(name: str) -> str:
+    return f"default: as in the training of --model, else {PUBLISHED[name]}"
+
+
+def read_asked(model: str) -> dict:
+    """How the model was asked in training: at another resolution, or with another prompt, it is another model."""
+    file = Path(model) / ASKED
+    return PUBLISHED | (json.loads(file.read_text()) if file.exists() else {})
+
+
+def write_asked(folder: Path, settings: dict) -> None:
+    """Beside the weights, what `read_asked` finds there later."""
+    (folder / ASKED).write_text(json.dumps({name: settings[name] for name in PUBLISHED}, indent=1) + "\n")
 
 
 def main(arguments: list[str] | None = None) -> None:

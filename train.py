@@ -33,7 +33,7 @@ import scale
 import toy
 from data import STYLES, TASKS, VideoSettings, build_prompt, load_samples, target_text
 from eval import (METRICS, Asking, answer_all, blind_baselines, compute_metrics, load_prompts, print_table, sampling_seed,
-                  with_style)
+                  with_style, write_asked)
 from grpo import Group, accumulate_gradients, encode_videos, rollout
 from loader import VideoLoader
 from model import VideoLM
@@ -145,7 +145,8 @@ FIXED = ("model", "train_data", "tasks", "seed", "toy_train", "toy_eval", "promp
 
 def settings_of_the_run(given: dict, parser: argparse.ArgumentParser) -> dict:
     """With --resume, flags left out keep the values of the run; those that cannot change are refused."""
-    file = Path(given.get("out") or Config.out) / "config.json"
+    out = next(f for f in fields(Config) if f.name == "out")
+    file = Path(given.get("out") or (out.metadata["paper"] if given.get("model") else out.default)) / "config.json"
     if not file.exists():
         return given
     saved = json.loads(file.read_text())
@@ -680,12 +681,19 @@ def measure(run: Run, model: VideoLM, held_out: list[dict], name: str) -> dict |
     return metrics
 
 
+def save_model(run: Run, model: VideoLM, name: str) -> None:
+    """A Hugging Face folder of the run, with a note of how the model was asked; eval.py asks it in the same way."""
+    if run.world.is_first:
+        model.save(run.out / name)
+        write_asked(run.out / name, asdict(run.config))
+    scale.wait_for_all(run.world)
+
+
 def keep_best(run: Run, model: VideoLM, held_out: list[dict], step: int) -> dict:
     """Evaluate on the way; the best model so far stays in best/."""
     metrics = measure(run, model, held_out, "on_the_way") or {}
     if score_of(metrics) > run.results.get("best", {"score": -1.0})["score"]:
-        if run.world.is_first:
-            model.save(run.out / "best")
+        save_model(run, model, "best")
         run.results["best"] = {"step": step, "score": score_of(metrics), "metrics": metrics}
         run.save_state()
     return metrics
@@ -701,9 +709,7 @@ def run_stages(run: Run, initial: str, train: list[dict], held_out: list[dict]) 
         start = str(run.out / "warm_start")
         if "after_sft" not in run.results:
             warm_start(run, model, train)
-            if world.is_first:
-                model.save(start)
-            scale.wait_for_all(world)
+            save_model(run, model, "warm_start")
         else:
             model = load_model(config, world, start)
         run.stage("after_sft", lambda: measure(run, model, held_out, "after_sft"))
@@ -718,8 +724,7 @@ def run_stages(run: Run, initial: str, train: list[dict], held_out: list[dict]) 
             reference.hf.requires_grad_(False)
         train_grpo(run, model, reference, chosen, held_out)
         run.stage("after", lambda: measure(run, model, held_out, "after"))
-    if world.is_first:
-        model.save(run.out / "final")
+    save_model(run, model, "final")
     if config.sft_equal_time and "sft_equal_time" not in run.results:
         model = load_model(config, world, start)
         sft_for_seconds(run, model, train, run.seconds["grpo"])

@@ -15,6 +15,7 @@ import pytest
 import torch
 from conftest import ROOT
 
+import eval
 import scale
 import train
 from model import VideoLM
@@ -81,6 +82,18 @@ def test_a_run_leaves_every_file_that_others_rely_on(whole_run):
     assert set(config) == {f.name for f in dataclasses.fields(train.Config)}
     assert VideoLM.load(str(whole_run / "final")).hf and VideoLM.load(str(whole_run / "best")).hf
     assert len(list(whole_run.glob("checkpoint-*"))) == 2 and not list(whole_run.glob("partial-*"))
+
+
+def test_eval_py_finds_the_same_numbers_without_being_told_how(whole_run, tmp_path):
+    """Another resolution, prompt or length than in training gives another result: peers' evaluations differ in all three."""
+    data = whole_run.parent / "toy" / "seed0-6-4" / "eval.jsonl"
+    tasks = ["--tasks", "grounding", "qa", "gqa"]
+    eval.main(["--model", str(whole_run / "final"), "--data", str(data), "--out", str(tmp_path), "--device", "cpu", *tasks])
+    measured, summary = json.loads((tmp_path / "metrics.json").read_text()), json.loads((whole_run / "summary.json").read_text())
+    assert {name: measured[name] for name in summary["after"]} == pytest.approx(summary["after"])
+    assert measured["baselines"] == summary["baselines"]
+    asked = json.loads((whole_run / "final" / "asked.json").read_text())
+    assert asked["min_pixels"] == train.Config().min_pixels != eval.PUBLISHED["min_pixels"]
 
 
 def test_every_step_logs_what_the_readme_explains(whole_run):
