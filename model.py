@@ -359,11 +359,7 @@ class VideoLM:
                         share_prefix: bool = True) -> list[Tensor]:
         """The same for several questions in one pass -> one (G, C) each."""
         if not share_prefix:
-            embeds = [e for e, t in zip(embeds, tokens) for _ in t]
-            positions = [p for p, t in zip(positions, tokens) for _ in t]
-            groups = [len(t) for t in tokens]
-            alone = self.logprobs_packed(embeds, positions, [row[None] for t in tokens for row in t], temperature)
-            return [torch.cat(alone[sum(groups[:i]) : sum(groups[: i + 1])]) for i in range(len(groups))]
+            return [self._logprobs_repeated(e, p, t, temperature) for e, p, t in zip(embeds, positions, tokens)]
 
         self.hf.train(torch.is_grad_enabled())  # gradient checkpointing of the library's layers looks at this flag
         spans, row, where = [], [], []
@@ -381,6 +377,17 @@ class VideoLM:
             states = torch.cat([first, h[P:].view(G, fed, h.shape[-1])], dim=1)  # (G, C, D)
             out.append(self._token_logps(states, t.to(self.device), temperature))
         return out
+
+    def _logprobs_repeated(self, embeds: Tensor, positions: Tensor, tokens: Tensor, temperature: float) -> Tensor:
+        """The textbook way, to compare with: G rows of prompt and completion, plain causal attention. -> (G, C)."""
+        self.hf.train(torch.is_grad_enabled())
+        (G, C), P = tokens.shape, embeds.shape[1]
+        fed = self.text.embed_tokens(tokens[:, :-1].to(self.device))  # (G, C - 1, D)
+        own = positions.max() + 1 + torch.arange(C - 1, device=positions.device)
+        where = torch.cat([positions, own.expand(3, -1)], dim=1)[:, None].expand(-1, G, -1)  # (3, G, P + C - 1)
+        row = torch.cat([embeds.expand(G, -1, -1), fed], dim=1)  # (G, P + C - 1, D)
+        hidden = self._layers(row, where, lambda layer, q, k, v, scaling: causal_attention(q, k, v, scaling))
+        return self._token_logps(hidden[:, P - 1:], tokens.to(self.device), temperature)
 
     def _token_logps(self, states: Tensor, tokens: Tensor, temperature: float, rows: int = 4096) -> Tensor:
         """states (G, C, D), tokens (G, C) -> (G, C). Logits exist for `rows` tokens at a time and are recomputed backward:
