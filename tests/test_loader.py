@@ -82,7 +82,8 @@ def test_a_worker_that_is_killed_is_replaced(videos):
         assert len(loader.load(question(videos / "1.mp4")).frames) > 0
         (pid,) = loader.worker_pids()
         os.kill(pid, signal.SIGKILL)  # between two jobs: the next video is not to blame
-        wait_for(lambda: not is_running(pid))
+        # Dead with all its threads, and not yet reaped: its state in /proc is that of its first thread alone.
+        wait_for(lambda: os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT))
         assert len(loader.load(question(videos / "2.mp4")).frames) > 0
 
 
