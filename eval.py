@@ -376,7 +376,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--video_root", help="where the videos lie, unless the entry says so; else the folder of its file")
     add("--tasks", nargs="+", choices=TASKS, help="only these tasks")
     add("--prompt", choices=STYLES, help=f"with thought, without, or Temporal-R1's JSON ({as_trained('prompt')})")
-    add("--reward", default="sum", choices=("sum", "temporal_r1"), help="how the parts make up a reward")
+    add("--reward", default="sum", choices=rewards.MIXES, help="how the parts make up a reward")
     add("--num_samples", type=int, default=1, help="completions of each question (K)")
     add("--temperature", type=float, help="0 is greedy; by default 0 for one completion and 1 for several")
     add("--max_new_tokens", type=int, help=f"longest completion, in tokens ({as_trained('max_new_tokens')})")

@@ -52,6 +52,11 @@ UNREADABLE = frozenset({
 })
 
 
+# The dual reward: what is right or wrong, and what is more or less right. `format` belongs to neither and always counts.
+DISCRETE, CONTINUOUS = ("accuracy",), ("temporal_iou", "box_iou")
+MIXES = ("sum", "temporal_r1", "discrete", "continuous")
+
+
 # ---- Overlap in time and space ---------------------------------------------------------------------------------------
 
 
@@ -409,7 +414,8 @@ def true_label(sample: dict) -> str:
 def score(sample: dict, completion: str, mix: str = "sum") -> Score:
     """The reward of one completion of one sample, for every possible text.
 
-    mix "sum" adds the parts up (VideoChat-R1); "temporal_r1" is 0.5 · task_score + 0.5 · format (Temporal-R1).
+    mix "sum" adds the parts up (VideoChat-R1); "temporal_r1" is 0.5 · task_score + 0.5 · format (Temporal-R1);
+    "discrete" and "continuous" leave out one half of the dual reward, to see what it is for.
     A task without a valid truth raises ValueError with the sample's id and the field.
 
     >>> sample = {"id": "a", "task": "grounding", "spans": [[10, 20]]}
@@ -418,8 +424,8 @@ def score(sample: dict, completion: str, mix: str = "sum") -> Score:
     >>> score(sample, "<answer>18.00 to 12.00</answer>").reason
     'reversed_interval'
     """
-    if mix not in ("sum", "temporal_r1"):
-        raise ValueError(f"unknown reward {mix!r}: choose sum or temporal_r1")
+    if mix not in MIXES:
+        raise ValueError(f"unknown reward {mix!r}: choose one of {', '.join(MIXES)}")
     task = sample.get("task")
     if task == "grounding":
         measured = measure_grounding(sample, completion)
@@ -437,8 +443,15 @@ def score(sample: dict, completion: str, mix: str = "sum") -> Score:
     parts["format"] = float(format_is_right(sample, completion))
     # Backwards, so that in gqa the answer's reason comes before the glue's.
     reasons = [reason for _, reason in reversed(measured.values())] + ["ok" if parts["format"] else "bad_format"]
-    total = sum(parts.values()) if mix == "sum" else 0.5 * task_score(parts) + 0.5 * parts["format"]
-    return Score(total, parts, first_reason(reasons))
+    return Score(mix_parts(parts, mix), parts, first_reason(reasons))
+
+
+def mix_parts(parts: dict[str, float], mix: str) -> float:
+    """The parts as one number, the one that the advantages compare."""
+    if mix == "temporal_r1":
+        return 0.5 * task_score(parts) + 0.5 * parts["format"]
+    left_out = {"sum": (), "discrete": CONTINUOUS, "continuous": DISCRETE}[mix]
+    return sum(value for name, value in parts.items() if name not in left_out)
 
 
 def task_score(parts: dict[str, float]) -> float:
@@ -540,8 +553,9 @@ def score_lines(lines: BinaryIO, mix: str) -> Iterator[dict]:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Score completions: one JSON object in, one out, for every line.")
     parser.add_argument("completions", help='a file of samples with a "completion" each, or - for standard input')
-    parser.add_argument("--reward", choices=["sum", "temporal_r1"], default="sum",
-                        help="sum of the parts, or half the mean of the others plus half the format (default: sum)")
+    parser.add_argument("--reward", choices=MIXES, default="sum",
+                        help="sum of the parts; half the mean of the others plus half the format; or the sum of format "
+                             "and one half of the dual reward (default: sum)")
     args = parser.parse_args()
     try:
         lines = sys.stdin.buffer if args.completions == "-" else open(args.completions, "rb")

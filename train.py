@@ -37,6 +37,7 @@ from eval import (METRICS, Asking, answer_all, blind_baselines, compute_metrics,
 from grpo import Group, accumulate_gradients, encode_videos, rollout
 from loader import VideoLoader
 from model import VideoLM
+from rewards import MIXES
 from selection import select
 
 # --- settings ---------------------------------------------------------------------------------------------------------
@@ -63,7 +64,8 @@ class Config:
     toy_eval: int = flag(200, "synthetic held-out clips")
     # what the model sees and is asked
     prompt: str = flag("think", "with thought, without, or Temporal-R1's JSON", choices=STYLES)
-    reward: str = flag("sum", "sum of the parts, or half task and half format", choices=("sum", "temporal_r1"))
+    reward: str = flag("sum", "sum of the parts; half task and half format; or format and one half of the dual reward",
+                       choices=MIXES)
     fps: float = flag(2.0, "frames looked at, for each second of video")
     max_frames: int = flag(768, "most frames of one video")
     total_pixels: int = flag(3584 * 784, "pixel budget of a whole video; 784 pixels of two frames make a token")

@@ -698,3 +698,13 @@ def test_the_command_explains_itself():
     assert command("-").stdout == b"" and command("-").returncode == 0
     missing = command("missing.jsonl")
     assert missing.returncode != 0 and b"missing.jsonl" in missing.stderr and b"Traceback" not in missing.stderr
+
+
+def test_half_of_the_dual_reward_leaves_the_other_half_out():
+    """`--reward discrete` and `continuous` show what each half is for; a part that slipped through would hide it."""
+    completion = written("C", glue="[(5, 10)]")
+    parts = score(SAMPLES["gqa"], completion).parts
+    assert 0 < parts["temporal_iou"] < 1 and parts["accuracy"] == 1
+    assert score(SAMPLES["gqa"], completion, "discrete").total == pytest.approx(2)
+    assert score(SAMPLES["gqa"], completion, "continuous").total == pytest.approx(1 + parts["temporal_iou"])
+    assert score(SAMPLES["gqa"], completion, "discrete").parts == parts
