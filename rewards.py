@@ -3,18 +3,19 @@
     <think> it is lifted after 12 s </think> <answer> 12.54 to 17.83 </answer>
 
 Every task has a reward for *what* was answered and one for *how*: `format` is 1 or 0, the others measure the answer
-against the annotation, in time (`temporal_iou`), in space (`box_iou`) or as right or wrong (`accuracy`). Training and
-evaluation call the same functions, so what is optimised is what is reported.
+against the annotation, in time (`temporal_iou`), in space (`box_iou`), as right or wrong (`accuracy`), or by
+the annotated events that a caption tells (`event_recall`). Training and evaluation call the same functions, so what is
+optimised is what is reported.
 
-Read in this order: three overlap measures; the blocks of a completion; one parser for each kind of answer; the truth
-of a sample; `score`; the command line `python rewards.py completions.jsonl`.
+Read in this order: three overlap measures; the blocks of a completion; one parser for each kind of answer; a judge of
+captions; the truth of a sample; `score`; the command line `python rewards.py completions.jsonl`.
 
 Two decisions shape everything below. Malformed model output is normal and scores 0 with a reason; a malformed *sample*
 is a mistake in the data and raises. And an answer is never repaired: swapping a reversed one or clipping it to the
 video would pay for something that the model did not say.
 
-Left out on purpose: rewards that need another model as a judge (captions), rewards for length, partial credit for
-unreadable answers. The published parsers differ between training and evaluation; here there is one.
+Left out on purpose: rewards for length, partial credit for unreadable answers. The one model that may have a say, a
+judge of captions, lives in judge.py. The published parsers differ between training and evaluation; here there is one.
 """
 
 import argparse
@@ -24,11 +25,13 @@ import re
 import reprlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
 from string import ascii_uppercase
 from typing import Any, BinaryIO, NamedTuple
 
 Span = tuple[float, float]  # start, end in seconds
 Box = Sequence[float]  # x0, y0, x1, y1, normalised to [0, 1]
+Judge = Callable[[str, str], bool]  # (event, caption): does the caption tell the event?
 
 
 class Score(NamedTuple):
@@ -45,7 +48,7 @@ class Score(NamedTuple):
 # Reasons that mean "nobody can tell what was answered"; evaluation counts them as parse failures. An answer that is no
 # possible answer at all is among them: a reversed interval is no interval, a letter that is not offered is no choice
 # (and in "I do not know" the only capital is no choice either: the two cannot be told apart). The remaining reasons,
-# no_overlap, wrong_choice, wrong_label and bad_format, belong to answers that can be read.
+# no_overlap, wrong_choice, wrong_label, no_event and bad_format, belong to answers that can be read.
 UNREADABLE = frozenset({
     "no_answer_tag", "no_glue_tag", "empty_answer", "bad_interval", "reversed_interval", "bad_glue", "bad_boxes",
     "bad_choice", "two_letters",
@@ -53,7 +56,7 @@ UNREADABLE = frozenset({
 
 
 # The dual reward: what is right or wrong, and what is more or less right. `format` belongs to neither and always counts.
-DISCRETE, CONTINUOUS = ("accuracy",), ("temporal_iou", "box_iou")
+DISCRETE, CONTINUOUS = ("accuracy",), ("temporal_iou", "box_iou", "event_recall")
 MIXES = ("sum", "temporal_r1", "discrete", "continuous")
 
 
@@ -357,6 +360,108 @@ def parse_label(text: str) -> tuple[str | None, str]:
     return (label, "ok") if label else (None, "empty_answer")
 
 
+def parse_caption(text: str) -> tuple[str | None, str]:
+    """A caption is any text with a letter or digit in it. Reason: empty_answer."""
+    return (text.strip(), "ok") if any(map(str.isalnum, text)) else (None, "empty_answer")
+
+
+# ---- A judge of captions: (event, caption) -> is the event told? -----------------------------------------------------
+
+# An event is told if this share of its content words stands in the caption, close together. Chosen on the 36 invented
+# pairs of tests/test_rewards.py, where it makes the fewest mistakes; real captions may want another number.
+TOLD_SHARE = 0.8
+LONGEST_SENTENCE = 30  # words; text that never stops is cut, or a list of all words would be one sentence
+
+# What carries no event: articles, pronouns, auxiliaries, conjunctions and the commonest prepositions. Not among them
+# are words that can turn an event round: not, no, up, down, left, right, out, off.
+STOP_WORDS = frozenset("""
+    a an the this that these those there here it its he him his she her hers they them their theirs we us our i me my
+    you your who whom whose which what something someone one ones some any is am are was were be been being has have
+    had having do does did doing will would can could may might shall should must and or but so then than as while
+    when where in on of to from with by for at into onto about around through during before after also very just
+    s t re ll ve d m
+    """.split())
+WORD = re.compile(r"[^\W_]+")
+SENTENCE_END = re.compile(r"(?<=[.!?;])\s|\n")  # a full stop inside 12.5 ends nothing
+VOWEL = re.compile(r"[aeiouy]")
+
+
+def words_judge(event: str, caption: str) -> bool:
+    """Does the caption tell the event? Rules instead of a language model: instant, and the same on every machine.
+
+    At least TOLD_SHARE of the event's content words, stemmed, must stand in one sentence of the caption or in two
+    neighbouring ones ("A man comes in. He sits down."). Not in the caption as a whole: every event whose words are
+    scattered over a long text would count, and a model would soon learn to write word lists.
+
+    What fools it: synonyms and irregular forms ("lifts" for "picks up", "ran" for "runs") are not recognised; who does
+    what to whom, and negation, are not seen at all, so that "the dog bites the man" tells that the man bites the dog;
+    and a short list of the right words earns as much as a sentence. It is made for English. `LanguageModelJudge` in
+    judge.py asks a model instead, as VideoChat-R1 did (Qwen2.5-72B there).
+
+    >>> words_judge("a man opens the door", "A woman waits. A man is opening a red door.")
+    True
+    >>> words_judge("a man opens the door", "A man closes the door.")
+    False
+    >>> words_judge("a man opens it", "A man. A dog. It opens.")
+    False
+    """
+    wanted = content_words(event)
+    found = [wanted & sentence for sentence in sentence_words(caption)]
+    pairs = [a | b for a, b in zip(found, found[1:])]
+    most = max(map(len, found + pairs), default=0)
+    return most > 0 and most >= TOLD_SHARE * len(wanted)
+
+
+def content_words(text: str) -> frozenset[str]:
+    """The stems that say what happens; of a text that has stop words only, those."""
+    words = WORD.findall(text.lower())
+    return frozenset(map(stem, [word for word in words if word not in STOP_WORDS] or words))
+
+
+@lru_cache(maxsize=8)  # a caption is asked about once for each event
+def sentence_words(caption: str) -> list[frozenset[str]]:
+    """The content words of each sentence, which ends at LONGEST_SENTENCE words if nothing else ends it."""
+    sentences = []
+    for sentence in split_sentences(caption):
+        words = WORD.findall(sentence)
+        pieces = [words[i:i + LONGEST_SENTENCE] for i in range(0, len(words), LONGEST_SENTENCE)]
+        sentences += [content_words(" ".join(piece)) for piece in pieces]
+    return sentences
+
+
+def split_sentences(text: str) -> list[str]:
+    """The sentences of a text that have a word in them; an abbreviation such as "Mr. X" is cut too, which does no harm.
+
+    >>> split_sentences("It lasts 12.5 s. He leaves... ?")
+    ['It lasts 12.5 s.', 'He leaves...']
+    """
+    return [sentence.strip() for sentence in SENTENCE_END.split(text) if WORD.search(sentence)]
+
+
+def stem(word: str) -> str:
+    """The common part of a word's regular forms: opens, opened, opening -> open; carries, carried, carry -> carri.
+
+    By hand and short, for verbs and plurals only: no irregular form (ran, men), no derived word (opener, quickly), and
+    some different words fall together (hoping, hopping). Each side is stemmed alike, so the result need not be a word.
+    """
+    if not word.isalpha():  # 11, 5th
+        return word
+    if word.endswith(("ies", "ied")):
+        word = word[:-2]
+    elif word.endswith(("ses", "xes", "zes", "ches", "shes")):
+        word = word[:-2]
+    elif word.endswith("s") and not word.endswith(("ss", "us", "is")) and len(word) > 2:
+        word = word[:-1]
+    elif word.endswith("ing") and VOWEL.search(word[:-3]):  # not: sing, string
+        word = word[:-3]
+    elif word.endswith("ed") and not word.endswith("eed") and VOWEL.search(word[:-2]):  # not: red, speed
+        word = word[:-2]
+    word = word.removesuffix("e") or word  # closes, closing, close
+    if word[-2:-1] == word[-1:] and not VOWEL.match(word[-1]):  # putting, put
+        word = word[:-1]
+    return word[:-1] + "i" if word.endswith("y") else word
+
+
 # ---- The truth of a sample: what is wrong here is the data's fault, and is said loudly -------------------------------
 
 
@@ -408,15 +513,23 @@ def true_label(sample: dict) -> str:
     return answer.strip().lower()
 
 
+def true_events(sample: dict) -> list[str]:
+    events = sample.get("events")
+    if not (isinstance(events, (list, tuple)) and events
+            and all(isinstance(event, str) and any(map(str.isalnum, event)) for event in events)):
+        raise bad_sample(sample, "events", "a list of sentences, one for each event")
+    return list(events)
+
+
 # ---- The reward ------------------------------------------------------------------------------------------------------
 
 
-def score(sample: dict, completion: str, mix: str = "sum") -> Score:
+def score(sample: dict, completion: str, mix: str = "sum", judge: Judge = words_judge) -> Score:
     """The reward of one completion of one sample, for every possible text.
 
     mix "sum" adds the parts up (VideoChat-R1); "temporal_r1" is 0.5 · task_score + 0.5 · format (Temporal-R1);
-    "discrete" and "continuous" leave out one half of the dual reward, to see what it is for.
-    A task without a valid truth raises ValueError with the sample's id and the field.
+    "discrete" and "continuous" leave out one half of the dual reward, to see what it is for. `judge` is asked about
+    captions only. A task without a valid truth raises ValueError with the sample's id and the field.
 
     >>> sample = {"id": "a", "task": "grounding", "spans": [[10, 20]]}
     >>> score(sample, "<think>x</think> <answer>12.00 to 18.00</answer>")
@@ -437,8 +550,10 @@ def score(sample: dict, completion: str, mix: str = "sum") -> Score:
         measured = measure_tracking(sample, completion)
     elif task == "classification":
         measured = measure_classification(sample, completion)
+    elif task == "captioning":
+        measured = measure_captioning(sample, completion, judge)
     else:
-        raise bad_sample(sample, "task", "grounding, qa, gqa, tracking or classification")
+        raise bad_sample(sample, "task", "grounding, qa, gqa, tracking, classification or captioning")
     parts = {name: value for name, (value, _) in measured.items()}
     parts["format"] = float(format_is_right(sample, completion))
     # Backwards, so that in gqa the answer's reason comes before the glue's.
@@ -521,6 +636,25 @@ def measure_classification(sample: dict, completion: str) -> Measured:
     truth = true_label(sample)
     label, reason = read(completion, "answer", parse_label)
     return {"accuracy": measure(float(label == truth), reason, "wrong_label")}
+
+
+def measure_captioning(sample: dict, completion: str, judge: Judge) -> Measured:
+    """Which share of the annotated events does the caption tell? (VideoChat-R1's reward for captions, as published.)
+
+    There a model takes the events from a reference caption, and the share is mapped to reward levels that the paper
+    does not give. Here the events are annotated and the share is the reward. Nothing is paid, or taken, for what else a
+    caption says: --max_new_tokens alone bounds its length, and evaluation reports precision beside recall.
+    """
+    events = true_events(sample)
+    caption, reason = read(completion, "answer", parse_caption)
+    recall = sum(told(judge, [(event, caption) for event in events])) / len(events) if caption else 0.0
+    return {"event_recall": measure(recall, reason, "no_event")}
+
+
+def told(judge: Judge, pairs: list[tuple[str, str]]) -> list[bool]:
+    """The judge's answer for each (event, caption); a judge with a method `ask` takes all of them at once."""
+    ask = getattr(judge, "ask", None)
+    return ask(pairs) if ask else [bool(judge(event, caption)) for event, caption in pairs]
 
 
 # ---- python rewards.py completions.jsonl -----------------------------------------------------------------------------

@@ -1,13 +1,14 @@
 """The synthetic task: short clips that a model must watch to answer, and a tiny Qwen2.5-VL that can learn to.
 
 A clip lasts 10 seconds. A small white square wanders over a grey ground; once, for 2 to 4 whole seconds, the screen is
-tinted in one of four colours. The clip is crisp or noisy. From that come samples of all five tasks:
+tinted in one of four colours. The clip is crisp or noisy. From that come samples of all six tasks:
 
     grounding       when is the screen red?                exactly one span
     qa              which colour does the screen turn?     a letter
     gqa             the same, with the window it does so   letter and span
     tracking        where is the white square?             eight boxes
     classification  is the quality high or low?            a label
+    captioning      what happens?                          two sentences
 
 Colour, time and place are drawn independently, so that an answer which does not look at the video scores what the blind
 baselines score. Everything is a real file: H.264 in .mp4, a Hugging Face folder, a jsonl.
@@ -28,7 +29,7 @@ COLOURS = {"red": (230, 40, 40), "green": (40, 190, 60), "blue": (50, 70, 230), 
 SIZE, FPS = 56, 8  # 56 x 56 pixels are 2 x 2 tokens for every second
 DURATION, EVENT_LENGTHS = 10, (2, 3, 4)  # seconds
 LATENESS = 2  # seconds by which the ends of a warm-start label come late, at most
-VERSION = 8  # of everything above and below: a folder written by another version is written anew
+VERSION = 9  # of everything above and below: a folder written by another version is written anew
 
 # --- clips ------------------------------------------------------------------------------------------------------------
 
@@ -93,6 +94,16 @@ def thought(span: tuple[int, int], colour: str) -> str:
     return "".join(f"{t} {colour if span[0] <= t < span[1] else 'grey'}" for t in range(DURATION))
 
 
+def motion(boxes: np.ndarray) -> str:
+    """Where a square with these boxes (T, 4) goes, in words; the longer side of its way decides."""
+    dx, dy = boxes[-1, :2] - boxes[0, :2]
+    if max(abs(dx), abs(dy)) < 0.1:  # a tenth of the picture: less is hardly seen
+        return "stays where it is"
+    if abs(dx) > abs(dy):
+        return "moves to the " + ("right" if dx > 0 else "left")
+    return "moves " + ("down" if dy > 0 else "up")
+
+
 def make_samples(rng: np.random.Generator, name: str, event: tuple[str, int, int], boxes: np.ndarray,
                  noisy: bool) -> list[dict]:
     """One sample of every task about one clip."""
@@ -114,6 +125,8 @@ def make_samples(rng: np.random.Generator, name: str, event: tuple[str, int, int
         {"task": "classification", "options": ["low quality", "high quality"],
          "question": "How about the quality of the video? Choose one answer from ['low quality', 'high quality'].",
          "answer": "low quality" if noisy else "high quality"},
+        {"task": "captioning", "question": "Describe what happens in the video.",
+         "events": [f"the screen turns {colour}", f"a white square {motion(boxes)}"]},
     ]
     common = {"video": f"videos/{name}.mp4", "duration": float(DURATION)}
     return [{"id": f"{name}-{sample['task']}", **sample, **common} for sample in samples]

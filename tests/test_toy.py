@@ -10,7 +10,9 @@ import torch
 import data
 import eval
 import rewards
+import scale
 import toy
+import train
 from model import VideoLM
 
 
@@ -94,6 +96,51 @@ def test_warm_start_labels_are_late_and_answer_as_they_should(folder):
     rng = np.random.default_rng(0)
     spans = [toy.late_span(rng, 4, 7) for _ in range(300)]
     assert {s for s, _ in spans} == {4, 5, 6} and {e for _, e in spans} == {7, 8, 9}
+
+
+def test_a_caption_of_one_clip_tells_no_event_of_another():
+    """Events that the rules cannot tell apart ("turns red", "turns blue") would pay for a caption of any clip. And the
+    other tasks' samples must not move when captions join them: no number is drawn for a caption."""
+    told, without = set(), np.random.default_rng(0)
+    for i in range(200):
+        rng = np.random.default_rng([7, i])
+        event, boxes = toy.draw_event(rng), toy.draw_path(rng, toy.DURATION * toy.FPS)
+        without.bit_generator.state = rng.bit_generator.state
+        *others, caption = toy.make_samples(rng, "x", event, boxes, False)
+        assert [s["task"] for s in others] == ["grounding", "qa", "gqa", "tracking", "classification"]
+        for _ in range(3):
+            toy.late_span(without, *event[1:])
+        assert rng.bit_generator.state == without.bit_generator.state
+        told.add(tuple(caption["events"]))
+    assert len(told) == 20  # four colours, five ways
+    for events in told:
+        text = data.reference_caption({"events": events})
+        for event in {event for other in told for event in other}:
+            assert rewards.words_judge(event, text) == (event in events)
+
+
+def test_captions_do_not_change_the_tokenizer_of_a_run_without_them(tmp_path, monkeypatch):
+    """Other texts give other merges, and with them another model: committed results could not be repeated."""
+    monkeypatch.chdir(tmp_path)
+    texts = []
+    monkeypatch.setattr(toy, "write_model", lambda folder, of_model, seed: texts.append(of_model))
+    for tasks in ([], ["--tasks", "grounding", "captioning"]):
+        config = train.parse_config(["--toy_train", "2", "--toy_eval", "1", "--out", "run", *tasks])
+        train.prepare_toy(config, scale.World(0, 1, torch.device("cpu")))
+    without, with_captions = texts
+    assert len(without) == 3 * 5 * 4 and not any("Describe" in text or "moves" in text for text in without)
+    assert len(with_captions) == 3 * 6 * 4 and sum("Describe" in text for text in with_captions) == 9
+
+
+@pytest.mark.parametrize("start, stop, words", [
+    ((0.1, 0.5), (0.6, 0.3), "moves to the right"), ((0.6, 0.5), (0.1, 0.9), "moves to the left"),
+    ((0.1, 0.1), (0.3, 0.6), "moves down"), ((0.3, 0.6), (0.1, 0.1), "moves up"),
+    ((0.3, 0.3), (0.39, 0.21), "stays where it is"),
+])
+def test_the_way_of_the_square_in_words(start, stop, words):
+    """Pictures count y downwards: a sign that is turned round teaches a model that down is up."""
+    boxes = np.array([[*start, 1, 1], [0, 0, 1, 1], [*stop, 1, 1]], dtype=float)
+    assert toy.motion(boxes) == words
 
 
 def test_the_same_settings_give_the_same_bytes_and_are_not_written_twice(tmp_path):
