@@ -8,7 +8,8 @@ grouped by task (grounding, tracking, grounded questions, questions, labels) and
 One rule governs all of them: what was annotated is what is written. A span that ends before it starts, or after the
 video, is counted, reported and passed on, because repairing the truth would silently move every published number;
 what such a span is worth is decided where answers are scored. What cannot be a sample at all (a missing key, a letter
-nobody offered, half a box) stops the conversion with the file and the record, and writes nothing.
+nobody offered, half a box) stops the conversion with the file and the record, and writes nothing. What is one, but an
+empty one (a blank question, no window), is written and named: training refuses it, `data.py check` sets it apart.
 
 Every sample has `id`, `task`, `video`, `question` and its truth. `duration`, `fps`, `start` and `end` are there only
 where the source tells. One more key is common to all formats: `category` (str), the group for which the dataset's
@@ -36,6 +37,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+
+from tqdm import tqdm
+
+from data import find_problem
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -233,12 +238,13 @@ def got10k(source: Source) -> Iterator[dict]:
     of the frame, cut to it. A sequence that shows its object in fewer than eight frames is left out, by name.
     """
     left_out = 0
-    for _, sequence in list(source.lines(f"{source.split}/list.txt")):
+    sequences = list(source.lines(f"{source.split}/list.txt"))
+    for _, sequence in tqdm(sequences, desc="sequences", unit="sequence", disable=None):  # None: where nobody looks
         folder = f"{source.split}/{sequence}"
         rows, visible, meta = got10k_sequence(source, folder)
         if len(visible) < BOXES:
             left_out += 1
-            print(f"left out {folder}: {len(visible)} frames show the object, {BOXES} are needed")
+            tqdm.write(f"left out {folder}: {len(visible)} frames show the object, {BOXES} are needed")
             continue
         frames = spread(visible)
         width, height = (float(side) for side in re.findall(r"[\d.]+", meta["resolution"]))
@@ -567,9 +573,10 @@ MALFORMED = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError
 def convert(name: str, src: Path, out: Path, split: str | None = None) -> int:
     """Write the annotations `src` of the format `name` to `out`, one sample a line, and return how many there are.
 
-    Prints what was left out, a sha256 of what was read, how many oddities were passed on, and the number of samples
-    last. ValueError for an unknown name or split, and for a record of another form than announced (named with its
-    file); OSError for a file that cannot be read or written. In both cases `out` stays as it was.
+    Prints what was left out, a sha256 of what was read, how many oddities were passed on, each sample that training
+    will refuse (an empty annotation) and why, and the number of samples last. ValueError for an unknown name or split,
+    and for a record of another form than announced (named with its file); OSError for a file that cannot be read or
+    written. In both cases `out` stays as it was.
     """
     if name not in FORMATS:
         raise ValueError(f"unknown annotation format {name!r}, take one of: {', '.join(FORMATS)}")
@@ -588,6 +595,9 @@ def convert(name: str, src: Path, out: Path, split: str | None = None) -> int:
                 raise ValueError(f"the id {sample['id']!r} has been given to an earlier record")
             samples[sample["id"]] = sample
             lines.append(json.dumps(sample, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+    except OSError as error:
+        kind = "a folder of files" if splits else "a file"
+        raise type(error)(f"{name}: {error.filename}: {error.strerror}. Expected: {kind} with {form}") from error
     except MALFORMED as error:
         problem = f"there is no {error}" if isinstance(error, KeyError) else str(error)
         raise ValueError(f"{name}: {source.where}: {problem}. Expected: {form}") from error
@@ -596,6 +606,8 @@ def convert(name: str, src: Path, out: Path, split: str | None = None) -> int:
     for oddity, count in oddities(samples.values()).items():
         print(f"passed on as annotated: {count} {oddity}")
     write_whole(out, b"".join(lines))
+    for line in unloadable(samples.values(), out):
+        print(line)
     print(f"wrote {len(lines)} samples to {out}")
     return len(lines)
 
@@ -655,6 +667,14 @@ def oddities(samples: Iterable[dict]) -> dict[str, int]:
         options = sample.get("options", [])
         counts["questions with two equal options"] += len(set(options)) < len(options)
     return {oddity: count for oddity, count in counts.items() if count}
+
+
+def unloadable(samples: Iterable[dict], out: Path) -> list[str]:
+    """A line for each sample that `load_samples` will refuse, because something in it is empty, and what to do."""
+    problems = [f"{out}:{number}: cannot be loaded: {problem}" for number, sample in enumerate(samples, start=1)
+                if (problem := find_problem(sample))]
+    remedy = f"training refuses a file with such lines; `python data.py check {out}` sets {len(problems)} of them apart"
+    return problems + [remedy] * bool(problems)
 
 
 def write_whole(out: Path, data: bytes) -> None:

@@ -4,16 +4,20 @@ Most bad files say so when they are opened. The others are worse, because they d
 that merely is shorter, a variable frame rate whose frame numbers tell the wrong time, and files (open GOP, cut without
 re-encoding) in which jumping to a frame shows another one. Each has its test here, made of facts that disagree: the
 annotated duration, the time stamps, and a second decoder that reads from the first frame on instead of jumping.
+
+Lines that are no samples are set apart as well. Converters pass annotations on as published, an empty question or a
+question without a window too; training refuses a file with such a line, and `good.jsonl` is that file without it.
 """
 
 import json
+import random
 from concurrent.futures import as_completed
 from pathlib import Path
 
 from tqdm import tqdm
 
-from data import (VideoError, VideoSettings, choose_frames, decord, find_video, load_samples, open_video, parse_entry,
-                  read_jsonl, read_video, video_arguments, write_jsonl)
+from data import (VideoError, VideoSettings, _take, choose_frames, decord, find_problem, find_video, open_video,
+                  parse_entry, read_video, video_arguments, write_jsonl)
 from loader import DecodePool
 
 CLOCK_TOLERANCE = 0.5  # seconds; one time position of the model
@@ -55,33 +59,73 @@ def inspect_video(path: str, duration: float | None = None, **arguments) -> str 
     return None
 
 
+def read_lines(file: Path) -> tuple[dict[int, dict], dict[int, str]]:
+    """The objects of a file by line number, and what is wrong with those that are no samples, by line number too.
+
+    `data.read_jsonl` raises at the first of them, as training should. A line without an object stands in as
+    {"text": line}. Of two lines with one id the first is the sample.
+    """
+    records, problems, line_of = {}, {}, {}
+    with open(file, "rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            record = None
+            try:
+                record = json.loads(line)
+                problem = find_problem(record)
+            except (ValueError, OverflowError, RecursionError) as error:  # no JSON, no UTF-8; 1e999 as an integer
+                problem = f"it cannot be read ({error}); write one JSON object a line"
+            if not problem and (first := line_of.setdefault(record["id"], number)) != number:
+                problem = f"field 'id': {record['id']!r} is also the id of line {first}; ids must be unique"
+            records[number] = record if isinstance(record, dict) else {"text": line.decode(errors="replace").strip()}
+            if problem:
+                problems[number] = f"line {number}: {problem}"
+    return records, problems
+
+
 def check(entry: str, out: Path, *, video_root: str | None = None, settings: VideoSettings = VideoSettings(),
           num_workers: int = 4, deadline: float = 60.0) -> tuple[int, int]:
     """Write `good.jsonl` and `bad.jsonl` (with a `reason`) into `out`; returns (number good, number bad).
 
-    Every video is inspected once for each part of it that samples use, with `deadline` seconds for each.
+    Every video is inspected once for each part of it that samples use, with `deadline` seconds for each. Lines that
+    are no samples are bad, wherever they stand: training refuses the file for them, also where an entry takes a part
+    of it only. ValueError, before anything is decoded, for a file without lines or one that would be overwritten.
     """
-    samples = load_samples([entry], video_root)
-    source = parse_entry(entry)[0]
-    as_written = {sample["id"]: sample for sample in read_jsonl(source)}
-    jobs = {}  # the same part of the same video: one job
-    for sample in samples:
-        if "video" in sample:
+    source, root, take = parse_entry(entry)
+    if source.resolve() in [(out / name).resolve() for name in ("good.jsonl", "bad.jsonl")]:
+        raise ValueError(f"{source} would be overwritten with the result; give --out another folder")
+    records, problems = read_lines(source)
+    if not records:
+        raise ValueError(f"{source}: no sample; check the file")
+    # The part that training takes of good.jsonl's lines, if all videos are good.
+    wanted = _take([number for number in records if number not in problems], take, random.Random(f"0 {source.name}"))
+    folder = Path(root or video_root or source.parent)
+    jobs = {}  # the same part of the same video: one job, for the lines that use it
+    for number in wanted:
+        if "video" in (sample := records[number]):
             arguments = {**video_arguments(sample, settings), "duration": sample.get("duration")}
-            jobs.setdefault((sample["video"], json.dumps(arguments)), (arguments, []))[1].append(sample["id"])
-    problems = {}
-    with DecodePool(num_workers, deadline) as pool:
-        futures = {pool.submit("inspect", video, arguments, lambda answer: answer[1]): ids
-                   for (video, _), (arguments, ids) in jobs.items()}
-        for future in tqdm(as_completed(futures), total=len(futures), desc="videos", unit="video"):
-            error = future.exception()
-            if error is not None and not isinstance(error, VideoError):
-                raise error
-            problems.update(dict.fromkeys(futures[future], error.reason if error else future.result()))
-    good = [as_written[sample["id"]] for sample in samples if not problems.get(sample["id"])]
-    bad = [{**as_written[sample["id"]], "reason": problems[sample["id"]]} for sample in samples
-           if problems.get(sample["id"])]
+            video = str((folder / sample["video"]).absolute())
+            jobs.setdefault((video, json.dumps(arguments)), (arguments, []))[1].append(number)
+    problems |= inspect_videos(jobs, num_workers, deadline)
+    good = [records[number] for number in wanted if number not in problems]
+    bad = [{**records[number], "reason": problems[number]} for number in sorted(problems)]
     out.mkdir(parents=True, exist_ok=True)
     write_jsonl(out / "good.jsonl", good, source)
     write_jsonl(out / "bad.jsonl", bad, source)
     return len(good), len(bad)
+
+
+def inspect_videos(jobs: dict, num_workers: int, deadline: float) -> dict[int, str]:
+    """What is wrong with the videos of `jobs`, {(video, _): (arguments, line numbers)}, by line number."""
+    problems = {}
+    with DecodePool(num_workers, deadline) as pool:
+        futures = {pool.submit("inspect", video, arguments, lambda answer: answer[1]): numbers
+                   for (video, _), (arguments, numbers) in jobs.items()}
+        for future in tqdm(as_completed(futures), total=len(futures), desc="videos", unit="video"):
+            error = future.exception()
+            if error is not None and not isinstance(error, VideoError):
+                raise error
+            if problem := error.reason if error else future.result():
+                problems.update(dict.fromkeys(futures[future], problem))
+    return problems

@@ -4,12 +4,15 @@ The advantage of a completion is its distance from the mean of its group. A samp
 always right, gives a group without distances and so without gradient. K completions of the initial policy show which:
 
     discrete   (qa, classification)       all_wrong, all_right dropped; mixed kept
-    continuous (grounding, gqa, tracking) low_variance_poor, low_variance_good dropped; high_variance_good kept;
-                                          high_variance_poor, below the quality floor, dropped
+    continuous (grounding, gqa, tracking, low_variance_poor, low_variance_good dropped; high_variance_good kept;
+                captioning)               high_variance_poor, below the quality floor, dropped
 
 The paper publishes neither K nor its thresholds. Ours, K = 8 at temperature 1 and the two numbers below, are no more
-than ours. The report therefore shows every count, and `control="random"` selects as many samples by chance, so that
-"selected beats random" can be tested.
+than ours. The report therefore shows every count, and `control` selects as many samples by another rule (by chance,
+the easiest, the hardest), so that "selected beats random" can be tested.
+
+The completions come from eval.py (`predictions.jsonl`), or from training itself (`completions.jsonl`): a run has
+answered its samples in groups anyway, so the samples worth a second run are known without asking a model again.
 """
 
 import json
@@ -28,6 +31,27 @@ BINS = ("all_wrong", "all_right", "mixed",
         "low_variance_poor", "low_variance_good", "high_variance_poor", "high_variance_good")
 KEPT_BINS = ("mixed", "high_variance_good")
 MIN_STD, MIN_MEAN = 0.1, 0.1  # of the task score of K completions
+CONTROLS = ("random", "easiest", "hardest")
+UNANSWERED = {"unreadable_video", "prompt_too_long"}  # reasons of a sample that the model was never shown
+NO_RECORD = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError)  # of a line of another form
+
+
+# ---- reading what was answered --------------------------------------------------------------------------------------
+
+
+def is_training_log(file: Path) -> bool:
+    """Whether `file` is a `completions.jsonl` of training, told by its first line: one completion a line, each with
+    its step. ValueError where an evaluation has not finished writing `file`."""
+    partial = file.parent / "partial"
+    if not file.exists() and partial.is_dir():
+        raise ValueError(f"{file}: not there yet, the evaluation is unfinished ({partial} holds what is answered); "
+                         "give the same eval.py command again, it goes on from there")
+    with open(file, "rb") as lines:
+        first = next((line for line in lines if line.strip()), b"")
+    try:
+        return {"step", "completion"} <= json.loads(first).keys()
+    except (ValueError, AttributeError):  # no object: read_predictions says so, with the line
+        return False
 
 
 def read_predictions(file: str | Path) -> dict[str, dict]:
@@ -39,21 +63,69 @@ def read_predictions(file: str | Path) -> dict[str, dict]:
                 continue
             try:
                 prediction = json.loads(line)
-                key, _ = prediction["id"], prediction["parts"]
-            except (ValueError, KeyError, TypeError) as error:
+                key, _ = prediction["id"], [task_score(parts) for parts in prediction["parts"]]
+                is_second = key in predictions
+            except NO_RECORD as error:
                 raise ValueError(f"{file}:{number}: not a prediction with 'id' and 'parts' ({error}); "
                                  "eval.py --num_samples 8 writes them") from error
-            if key in predictions:
+            if is_second:
                 raise ValueError(f"{file}:{number}: a second prediction for sample {key!r}")
             predictions[key] = prediction
     return predictions
+
+
+def read_training_log(file: str | Path, since: int = 0) -> tuple[dict[str, dict], dict]:
+    """The latest group of each sample in `completions.jsonl`, as predictions by id, and a note of what that rests on.
+
+    The latest, because the policy has moved since the groups before it; groups of steps before `since` do not count at
+    all. Groups that training replaced (`--resample`) are in the log and count. What a killed run leaves at the end,
+    half a line or half a group, is left out and noted. ValueError names any other line that is no record.
+    """
+    groups, key, notes = {}, None, []  # groups: (sample id, step) to its completions' [(parts, reason), ...]
+    with open(file, "rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+                task_score(record["parts"])
+                key = record["id"], int(record["step"])
+                groups.setdefault(key, []).append((record["parts"], record["reason"]))
+            except NO_RECORD as error:
+                if not line.endswith(b"\n"):  # can only be the last
+                    notes.append(f"line {number} is torn, as of a killed run: left out")
+                    continue
+                raise ValueError(f"{file}:{number}: not a completion with 'id', 'step', 'parts' and 'reason' "
+                                 f"({error}); train.py writes them to completions.jsonl") from error
+    usual = Counter(map(len, groups.values())).most_common(1)
+    if usual and len(groups[key]) < usual[0][0]:
+        notes.append(f"the last group, {key[0]!r} in step {key[1]}, has {len(groups[key])} of {usual[0][0]} "
+                     "completions: left out")
+        del groups[key]
+    latest = {}
+    for name, step in groups:
+        if step >= max(since, latest.get(name, since)):
+            latest[name] = step
+    predictions = {}
+    for name, step in latest.items():
+        parts, reasons = zip(*groups[name, step])
+        predictions[name] = {"id": name, "parts": list(parts), "reasons": list(reasons)}
+    steps = [min(latest.values()), max(latest.values())] if latest else []
+    return predictions, {"since": since, "steps": steps, "notes": notes}
+
+
+# ---- choosing -------------------------------------------------------------------------------------------------------
+
+
+def is_answered(prediction: dict) -> bool:
+    return not prediction.get("reasons") or not set(prediction["reasons"]) <= UNANSWERED
 
 
 def task_scores(prediction: dict) -> list[float]:
     """The K task scores: the mean of the parts without `format`, which every sample learns to satisfy alike."""
     scores = [task_score(parts) for parts in prediction["parts"]]
     # A video that could not be read has no completions to vary: as poor as can be, and not worth a seat.
-    if set(prediction.get("reasons", [])) == {"unreadable_video"}:
+    if not is_answered(prediction):
         scores = [0.0, 0.0]
     if len(scores) < 2:
         raise ValueError(f"sample {prediction['id']!r} has {len(scores)} completions; a spread needs at least 2, run "
@@ -67,15 +139,16 @@ def select(samples: list[dict], predictions: dict[str, dict], *, min_std: float 
     """Ids worth training on, in the order of `samples`, and the report (a dict for JSON).
 
     Continuous tasks keep std >= s and mean >= m; s and m are `min_std` and `min_mean`, or these quantiles of the task's
-    own samples. control="random" keeps as many of each task, drawn with `seed`; the report's bins stay as measured.
-    ValueError names a sample without a prediction, or with fewer than two completions.
+    own samples. `control` keeps as many of each task, but others: "random" draws them with `seed`, "easiest" and
+    "hardest" take those of the highest and the lowest mean task score; the report's bins stay as measured. ValueError
+    names a sample without a prediction, or with fewer than two completions.
     """
     missing = [sample["id"] for sample in samples if sample["id"] not in predictions]
     if missing:
         raise ValueError(f"no prediction for sample {missing[0]!r} ({len(missing)} of {len(samples)} are missing); run "
                          "eval.py on this very file, or name the part it was run on (x.jsonl:N)")
-    if control not in (None, "random"):
-        raise ValueError(f"unknown control {control!r}; there is 'random'")
+    if control not in (None, *CONTROLS):
+        raise ValueError(f"unknown control {control!r}; there are {', '.join(CONTROLS)}")
     kept, tasks = set(), {}
     for task in sorted({sample["task"] for sample in samples}):
         ids = [sample["id"] for sample in samples if sample["task"] == task]
@@ -83,14 +156,24 @@ def select(samples: list[dict], predictions: dict[str, dict], *, min_std: float 
         bins, report = (_discrete_bins(scores) if task in DISCRETE
                         else _continuous_bins(scores, min_std, min_mean, std_quantile, mean_quantile))
         chosen = [i for i, name in zip(ids, bins) if name in KEPT_BINS]
-        if control == "random":
-            chosen = random.Random(f"{seed} {task}").sample(ids, len(chosen))
+        if control:
+            means = {i: statistics.fmean(row) for i, row in zip(ids, scores) if is_answered(predictions[i])}
+            chosen = _control(control, means, len(chosen), random.Random(f"{seed} {task}"))
         kept.update(chosen)
         tasks[task] = {"total": len(ids), "kept": len(chosen),
                        "bins": {name: bins.count(name) for name in BINS}, **report}
-    report = {"total": len(samples), "kept": len(kept), "control": control, "seed": seed, "tasks": tasks,
-              "bins": {name: sum(task["bins"][name] for task in tasks.values()) for name in BINS}}
+    report = {"source": "predictions", "total": len(samples), "kept": len(kept), "control": control, "seed": seed,
+              "tasks": tasks, "bins": {name: sum(task["bins"][name] for task in tasks.values()) for name in BINS}}
     return [sample["id"] for sample in samples if sample["id"] in kept], report
+
+
+def _control(control: str, means: dict[str, float], count: int, rng: random.Random) -> list[str]:
+    """`count` ids of one task by another rule than spread. `means` has those that were answered: a video that cannot be
+    read would be among the hardest, and nobody can train on it."""
+    if control == "random":
+        return rng.sample(list(means), count)
+    by_chance = rng.sample(list(means), len(means))  # many have a mean of 0 or 1: among equals chance decides
+    return sorted(by_chance, key=means.get, reverse=control == "easiest")[:count]
 
 
 def _discrete_bins(scores: list[list[float]]) -> tuple[list[str], dict]:
@@ -120,15 +203,92 @@ def _continuous_bins(scores: list[list[float]], min_std: float, min_mean: float,
     return bins, {"min_std": min_std, "min_mean": min_mean, "histogram": histogram}
 
 
-def write_selection(predictions: Path, entry: str, out: Path, options: dict) -> tuple[int, int]:
-    """Write the kept lines of `entry` to `out` and the report beside it; `options` are keywords of `select`.
+# ---- saying what was chosen -----------------------------------------------------------------------------------------
 
-    Returns (number kept, number of samples).
+
+def report_text(report: dict) -> str:
+    """The report of `select` or `write_selection` for a reader: per task its thresholds, bins and histogram."""
+    rule = f", chosen by the control {report['control']!r}" if report["control"] else ""
+    lines = [f"selected {report['kept']} of {report['total']} samples{rule}"]
+    if log := report.get("log"):
+        lines += [f"  from the training log, latest groups of steps {log['steps'][0]} to {log['steps'][1]}",
+                  *(f"  {note}" for note in log["notes"])]
+    if (unseen := report.get("unseen")) and unseen["tasks"]:
+        counts = ", ".join(f"{task} {count}" for task, count in unseen["tasks"].items())
+        lines.append(f"  never seen in training, and {'kept' if unseen['kept'] else 'dropped'} (--unseen): {counts}")
+    for task, part in report["tasks"].items():
+        least = f", std at least {part['min_std']:.3g}, mean {part['min_mean']:.3g}" if "min_std" in part else ""
+        lines += [f"  {task}: {part['kept']} of {part['total']}{least}",
+                  "    " + ", ".join(f"{name} {count}" for name, count in part["bins"].items() if count),
+                  *(_grid(**part["histogram"]) if "histogram" in part else _right_of_k(part["right_of_k"]))]
+    return "\n".join(lines)
+
+
+def _grid(mean_edges: list[float], std_edges: list[float], counts: list[list[int]]) -> list[str]:
+    """Rows of the mean, best on top, columns of the spread; each is named by its lower edge."""
+    width = max(6, len(str(max(map(max, counts)))) + 1)
+    rows = [f"{'mean / std':>14}" + "".join(f"{edge:{width}.3f}" for edge in std_edges[:-1])]
+    for edge, row in reversed(list(zip(mean_edges, counts))):
+        rows.append(f"{edge:14.1f}" + "".join(f"{count or '.':>{width}}" for count in row))
+    return rows
+
+
+def _right_of_k(counts: dict[str, int]) -> list[str]:
+    """Two rows: how many of the K answers are right, and how many samples have so many; ten to a row."""
+    cells, rows = list(counts.items()), []
+    for at in range(0, len(cells), 10):
+        part = cells[at:at + 10]
+        width = max(6, max(len(str(cell)) for pair in part for cell in pair) + 1)
+        rows += [f"{title:>14}" + "".join(f"{pair[k]:>{width}}" for pair in part)
+                 for k, title in enumerate(("right of K", "samples"))]
+    return rows
+
+
+def write_selection(answers: Path, entry: str, out: Path, options: dict, *, since: int | None = None,
+                    unseen: str | None = None) -> dict:
+    """Write the kept lines of `entry` to `out` and the report, which is returned, beside it.
+
+    answers: eval.py's `predictions.jsonl`, or training's `completions.jsonl`. options: keywords of `select`. For a
+    training log only: `since`, the first step that counts (0), and `unseen`, what becomes of samples that training
+    never reached, "drop" (the default: nothing is known of them) or "keep". ValueError as in the readers and `select`.
     """
     samples, source = load_samples([entry]), parse_entry(entry)[0]
-    ids, report = select(samples, read_predictions(predictions), **options)
-    as_written = {sample["id"]: sample for sample in read_jsonl(source)}
+    if out.resolve() == source.resolve():
+        raise ValueError(f"--out {out} is the data itself; give the selection another name")
+    if is_training_log(answers):
+        kept, report = _select_from_log(answers, samples, source, options, since or 0, unseen == "keep")
+    elif since is None and unseen is None:
+        kept, report = select(samples, _with_own_ids(read_predictions(answers), samples, source), **options)
+    else:
+        raise ValueError(f"{answers}: --since and --unseen are for the completions.jsonl of a training run; "
+                         "predictions have no steps, and there is one for every sample")
+    kept = set(kept)
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_jsonl(out, [as_written[i] for i in ids], source)
+    write_jsonl(out, [sample for sample in read_jsonl(source) if sample["id"] in kept], source)
     out.with_suffix(".report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    return len(ids), len(samples)
+    return report
+
+
+def _select_from_log(file: Path, samples: list[dict], source: Path, options: dict, since: int,
+                     keep_unseen: bool) -> tuple[list[str], dict]:
+    """`select` among the samples that training has seen; the others are counted in the report, kept or not."""
+    predictions, log = read_training_log(file, since)
+    predictions = _with_own_ids(predictions, samples, source)
+    seen = [sample for sample in samples if sample["id"] in predictions]
+    unseen = [sample for sample in samples if sample["id"] not in predictions]
+    if not seen:
+        raise ValueError(f"{file}: none of the {len(samples)} samples of {source} occurs in it from step {since} on; "
+                         "name the file that this run was trained on, or an earlier --since")
+    kept, report = select(seen, predictions, **options)
+    kept += [sample["id"] for sample in unseen if keep_unseen]
+    counts = dict(sorted(Counter(sample["task"] for sample in unseen).items()))
+    return kept, {**report, "source": "training log", "log": log, "total": len(samples), "kept": len(kept),
+                  "unseen": {"kept": len(unseen) * keep_unseen, "tasks": counts}}
+
+
+def _with_own_ids(predictions: dict[str, dict], samples: list[dict], source: Path) -> dict[str, dict]:
+    """With the ids that the samples have in their own file: ids that several files of a joint run share had their
+    file's stem put before them (`load_samples`)."""
+    joint = {sample["id"]: f"{source.stem}/{sample['id']}" for sample in samples}
+    return predictions | {own: predictions[name] for own, name in joint.items()
+                          if own not in predictions and name in predictions}

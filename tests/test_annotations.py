@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 import annotations
 from annotations import FORMATS, MVBENCH_FOLDERS, convert, oddities, split_options, spread, without_letters
+from check import check
+from data import load_samples
 
 
 def put(folder, files):
@@ -462,6 +464,56 @@ def test_a_missing_file_is_named_and_nothing_is_written(name, tmp_path):
     with pytest.raises((OSError, ValueError), match="nowhere"):
         convert(name, tmp_path / "nowhere", tmp_path / "out" / "x.jsonl")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wrong_src_says_what_was_expected(tmp_path):
+    """"Is a directory" alone leaves the reader to guess which of the files in it is meant."""
+    folder = put(tmp_path / "in", CHARADES | {"v.jsonl": json.dumps(VIDEOMME[1])})
+    with pytest.raises(IsADirectoryError, match=r"videomme: .*in: Is a directory. Expected: a file with \{videoID"):
+        convert("videomme", folder, tmp_path / "x.jsonl")
+    with pytest.raises(NotADirectoryError, match=r"charades_sta: .*v1_test.csv: Not a directory. Expected: a folder of "
+                                                 "files with VID START END##SENTENCE"):
+        convert("charades_sta", folder / "v.jsonl", tmp_path / "x.jsonl")
+    (folder / "charades_sta_test.txt").unlink()
+    with pytest.raises(FileNotFoundError, match=r"in/charades_sta_test.txt: No such file.*Expected: a folder"):
+        convert("charades_sta", folder, tmp_path / "x.jsonl")
+
+
+def test_an_empty_annotation_is_written_and_named_with_its_line_and_the_remedy(tmp_path, capsys):
+    """It stays in the file, as published, and the loader refuses that file: the user is not to find out in training."""
+    records = [GQA[0], GQA[0] | {"id": "b", "glue": []}, GQA[0] | {"id": "c", "question": " "}]
+    samples = converted("videochat_r1_gqa", put(tmp_path / "in", {"g.json": records}) / "g.json", tmp_path)
+    assert [(sample["spans"] == [], sample["question"] == "") for sample in samples] == [
+        (False, False), (True, False), (False, True)]
+    out = tmp_path / "samples.jsonl"
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-4].startswith(f"{out}:2: cannot be loaded: field 'spans' is '[]'")
+    assert lines[-3].startswith(f"{out}:3: cannot be loaded: field 'question' is ''")
+    assert lines[-2:] == [f"training refuses a file with such lines; `python data.py check {out}` sets 2 of them apart",
+                          f"wrote 3 samples to {out}"]
+    with pytest.raises(ValueError, match="samples.jsonl:2: field 'spans'"):
+        load_samples([str(out)])
+    for sample in samples:
+        del sample["video"]
+    out.write_text("".join(json.dumps(sample) + "\n" for sample in samples))
+    assert check(str(out), tmp_path / "checked", num_workers=0) == (1, 2)
+    assert len(load_samples([str(tmp_path / "checked" / "good.jsonl")])) == 1
+    convert("videochat_r1_gqa", put(tmp_path / "in", {"g.json": [GQA[0]]}) / "g.json", out)
+    assert "training refuses" not in capsys.readouterr().out
+
+
+def test_converted_data_sets_train_together_each_with_its_own_root_and_limit(tmp_path):
+    """VideoChat-R1's joint recipe: `--train_data A@ROOT:N B@ROOT:P% C@ROOT`. One root for all finds no video of two."""
+    entries = []
+    for name, limit in (("charades_sta", ":2"), ("activitynet_captions", ":50%"), ("videochat_r1_gqa", "")):
+        files, source, _ = MINIATURES[name]
+        convert(name, put(tmp_path / name, files) / source, tmp_path / f"{name}.jsonl")
+        entries.append(f"{tmp_path / name}.jsonl@/videos/{name}{limit}")
+    samples = load_samples(entries, "/elsewhere")
+    assert [sample["task"] for sample in samples] == ["grounding"] * 4 + ["gqa"]
+    assert [sample["video"].rsplit("/", 1)[0] for sample in samples] == [
+        "/videos/charades_sta"] * 2 + ["/videos/activitynet_captions"] * 2 + ["/videos/videochat_r1_gqa/0001"]
+    assert [sample["id"] for sample in samples[:2]] == ["ZZ9ZZ_1", "AB1CD_2"]
 
 
 def test_an_unknown_name_or_split_says_what_there_is(tmp_path):

@@ -1,6 +1,7 @@
 """Files that decode without complaint and yet show the wrong thing, or too little: `check` must name them."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -94,6 +95,69 @@ def test_the_exit_status_says_whether_all_are_good(tmp_path, capsys):
     script = [sys.executable, str(Path(__file__).parent.parent / "data.py")]
     done = subprocess.run(script + command, capture_output=True, text=True)
     assert done.returncode == 1 and "1 bad" in done.stdout
-    write({"task": "vqa"})
-    with pytest.raises(ValueError, match="x.jsonl:1: field 'task'"):
+    write({"task": "vqa"}, {"id": "b", "video": "2.mp4"})
+    capsys.readouterr()
+    assert data.run_command(data.parse_arguments(command)) == 1 and "1 good samples" in capsys.readouterr().out
+    write()
+    with pytest.raises(ValueError, match="x.jsonl: no sample"):
         data.run_command(data.parse_arguments(command))
+
+
+def test_a_file_that_hangs_is_bad_and_delays_nobody_else(tmp_path):
+    """One such file of 12,000, and the check of a night has found nothing by the morning."""
+    write_video(tmp_path / "good.mp4", pictures(8))
+    os.mkfifo(tmp_path / "hangs.mp4")  # a pipe into which nobody writes
+    line = {"task": "qa", "question": "?", "options": ["a"], "answer": "A"}
+    samples = [{**line, "id": str(k), "video": name} for k, name in enumerate(["hangs.mp4", "good.mp4", "hangs.mp4"])]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
+    assert check(str(tmp_path / "x.jsonl"), tmp_path, settings=SETTINGS, num_workers=1, deadline=1.0) == (1, 2)
+    bad = [json.loads(line) for line in open(tmp_path / "bad.jsonl")]
+    assert bad == [{**samples[0], "reason": "no answer in 1 s"}, {**samples[2], "reason": "no answer in 1 s"}]
+
+
+def test_lines_that_training_refuses_are_set_apart_and_the_rest_loads(tmp_path):
+    """One empty annotation of 100,000 makes a file that cannot be loaded: which line? And the next?"""
+    write_video(tmp_path / "v.mp4", pictures(8))
+    good = {"id": "a", "task": "qa", "question": "?", "options": ["a"], "answer": "A", "video": "v.mp4"}
+    gone = {**good, "id": "gone", "video": "gone.mp4"}
+    lines = [json.dumps(good), json.dumps({**good, "id": "b", "question": " "}), "", '{"id": "torn", "ta', "[1, 2]",
+             json.dumps(gone), json.dumps({**good, "note": "again"}), '{"id": "x", "task": "\xff"}',
+             json.dumps({**good, "id": "huge"}).replace("}", ', "duration": 1' + "0" * 400 + "}"),
+             json.dumps({**good, "id": "b"}), "[" * 100_000]
+    file = tmp_path / "x.jsonl"
+    file.write_bytes("\n".join(lines).encode("latin-1"))
+    with pytest.raises(ValueError, match="x.jsonl:2: field 'question'"):
+        load_samples([str(file)])
+    assert check(str(file), tmp_path, settings=SETTINGS, num_workers=0) == (2, 8)
+    assert [sample["id"] for sample in load_samples([str(tmp_path / "good.jsonl")])] == ["a", "b"]
+    bad = [json.loads(line) for line in open(tmp_path / "bad.jsonl", encoding="utf-8")]
+    starts = ["line 2: field 'question' is ' '", "line 4: it cannot be read", "line 5: '[1, 2]' is not a JSON object",
+              "no such file; check --video_root", "line 7: field 'id': 'a' is also the id of line 1",
+              *(f"line {number}: it cannot be read" for number in (8, 9, 11))]
+    assert all(sample["reason"].startswith(start) for start, sample in zip(starts, bad, strict=True))
+    assert bad[0].items() >= {"id": "b", "question": " "}.items() and bad[1]["text"] == '{"id": "torn", "ta'
+    assert bad[2]["text"] == "[1, 2]" and bad[4]["note"] == "again"
+
+
+def test_a_part_of_a_file_is_checked_under_its_own_root(tmp_path):
+    """The entry that is checked is the entry that training is given: the same videos and the same part."""
+    (tmp_path / "own").mkdir()
+    write_video(tmp_path / "own" / "v.mp4", pictures(8))
+    line = {"task": "qa", "question": "?", "options": ["a"], "answer": "A", "video": "v.mp4"}
+    samples = [{**line, "id": f"{k:02d}"} for k in range(20)]
+    file = tmp_path / "x.jsonl"
+    file.write_text("".join(json.dumps(sample) + "\n" for sample in samples))
+    for take in (":3", ":25%", ""):
+        entry = f"{file}@{tmp_path / 'own'}{take}"
+        wanted = [sample["id"] for sample in load_samples([entry])]
+        counts = check(entry, tmp_path / "out", video_root="/nowhere", settings=SETTINGS, num_workers=0)
+        assert counts == (len(wanted), 0)
+        assert [json.loads(line)["id"] for line in open(tmp_path / "out" / "good.jsonl")] == wanted
+
+
+def test_the_data_is_not_overwritten_with_the_result(tmp_path):
+    """Checking good.jsonl a second time, in its own folder, would leave nothing of what failed the first time."""
+    for name in ("good.jsonl", "bad.jsonl"):
+        (tmp_path / name).write_text('{"id": "a", "task": "qa", "question": "?", "options": ["a"], "answer": "A"}\n')
+        with pytest.raises(ValueError, match=f"{name} would be overwritten with the result; give --out another folder"):
+            check(str(tmp_path / name), tmp_path / ".", num_workers=0)
