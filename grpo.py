@@ -19,8 +19,8 @@ for a whole step) put the pieces together. Shapes: Q questions, G completions of
 B = rows scored together (any number of completions, of one question or of several), C tokens of the longest one.
 
 Left out on purpose: the value network and GAE of PPO (the mean of the siblings is the baseline, and one advantage
-serves all tokens of a completion), a learned reward model, KL inside the reward, an entropy bonus (Temporal-R1's code
-adds 1e-3), sequence-level ratios (GSPO), and filtering of overlong completions.
+serves all tokens of a completion), a learned reward model, KL inside the reward, sequence-level ratios (GSPO), and
+filtering of overlong completions.
 """
 
 from collections.abc import Iterable
@@ -177,6 +177,8 @@ def grpo_loss(
     clip_high: float,
     norm: str = "sequence",
     denominator: float | Tensor | None = None,
+    entropies: Tensor | None = None,
+    entropy_bonus: float = 0.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The clipped policy-gradient loss with a KL penalty (arXiv 2402.03300, equation 3): a scalar to minimise, stats.
 
@@ -191,8 +193,11 @@ def grpo_loss(
     `denominator` replaces that last count, of completions or of tokens: pass the count of the whole step, over all
     micro-batches and ranks, and sum the losses and gradients. A row without tokens adds 0, and counts as a completion.
 
+    `entropies` (B, C), with gradient: those of the distributions the tokens were sampled from. Each token's loss falls
+    by `entropy_bonus` times its own (Temporal-R1's code: 1e-3), which pays the policy for staying undecided.
+
     Stats are sums over tokens, for the same reason: divide by their `tokens` at the end of the step. ValueError for
-    shapes that do not fit, for an unknown `norm`, and for beta > 0 without a reference.
+    shapes that do not fit, for an unknown `norm`, and for beta > 0 without a reference or a bonus without entropies.
 
     One token, sampled with probability 0.4 and now at 0.6, so rho = 1.5. In a good answer it has had its share: the
     clip at 1 + 0.2 leaves no gradient. In a bad answer nothing holds the policy back from undoing the move.
@@ -206,6 +211,9 @@ def grpo_loss(
     A = -1.0: loss +1.50, gradient +1.50
     """
     _check_loss_inputs(logps, old_logps, advantages, mask, ref_logps, beta, norm)
+    if entropy_bonus and (entropies is None or entropies.shape != logps.shape):
+        raise ValueError(f"entropy_bonus = {entropy_bonus} needs entropies like logps, {tuple(logps.shape)}; got "
+                         f"{entropies if entropies is None else tuple(entropies.shape)}")
     mask = mask.bool()
     # Select before exp, not after: nan * 0 is nan, and so is the gradient of a branch that was never used.
     log_ratio = torch.where(mask, logps - old_logps.detach(), 0.0)  # (B, C)
@@ -220,6 +228,8 @@ def grpo_loss(
         # Equal at masked positions, so d, k3 and its gradient are 0 there.
         kl = kl_penalty(torch.where(mask, logps, 0.0), torch.where(mask, ref_logps.detach(), 0.0), "k3")
         token_loss = token_loss + beta * kl
+    if entropy_bonus:
+        token_loss = token_loss - entropy_bonus * entropies
     token_loss = torch.where(mask, token_loss, 0.0)
 
     lengths = mask.sum(dim=1)  # (B,)
@@ -283,7 +293,7 @@ class Group:
 
 
 def rollout(model, prompts: list, *, group_size: int, max_new_tokens: int, temperature: float, seeds: list[int],
-            mix: str = "sum", scale: str = "group") -> list[Group]:
+            mix: str = "sum", scale: str = "group", judge: rewards.Judge = rewards.words_judge) -> list[Group]:
     """Sample `group_size` completions of each prompt (data.Prompt) and score them. One group a prompt, in order.
 
     Evaluation and data selection use this same function, with temperature 0 or other group sizes: what is measured is
@@ -300,7 +310,7 @@ def rollout(model, prompts: list, *, group_size: int, max_new_tokens: int, tempe
     for prompt, video, (tokens, logps) in zip(prompts, videos, sampled):
         mask = completion_mask(tokens, model.eos_ids)
         texts = [model.tokenizer.decode(row[keep], skip_special_tokens=True) for row, keep in zip(tokens, mask)]
-        scores = [rewards.score(prompt.sample, text, mix) for text in texts]
+        scores = [rewards.score(prompt.sample, text, mix, judge) for text in texts]
         reward = torch.tensor([[score.total for score in scores]], dtype=torch.float64)  # (1, G)
         ended = torch.isin(tokens, torch.tensor(model.eos_ids, device=tokens.device)).any(dim=1)  # (G,)
         reasons = [score.reason if end else "truncated" for score, end in zip(scores, ended.tolist())]
@@ -325,28 +335,35 @@ def encode_videos(model, prompts: list) -> list[Tensor | None]:
 
 
 def accumulate_gradients(model, reference, groups: list[Group], *, temperature: float, beta: float, clip_low: float,
-                         clip_high: float, norm: str, denominator: float, reuse_video: bool) -> dict[str, float]:
+                         clip_high: float, norm: str, denominator: float, reuse_video: bool,
+                         entropy_bonus: float = 0.0) -> dict[str, float]:
     """Add the gradient of the GRPO loss of `groups` to the policy's parameters; returns sums to be logged.
 
     Groups go through the model in packs that fit its `pack_tokens`; the common `denominator` makes the packs, and the
     ranks, add up to the gradient of the whole step. `reuse_video`: the vision tower is frozen, so the embeddings made
-    for sampling serve the policy and the reference too.
+    for sampling serve the policy and the reference too. With an `entropy_bonus` the sums have `entropy_sum` as well.
     """
     sums = {"loss": 0.0, "tokens": 0.0, "kl_sum": 0.0, "ratio_sum": 0.0, "clipped_tokens": 0.0, "gap_sum": 0.0}
+    if entropy_bonus:
+        sums["entropy_sum"] = 0.0
     most = {"gap_max": 0.0}
     lengths = [len(group.prompt.ids) + group.tokens.numel() for group in groups]
     for pack in model.pack(lengths):
         pack = [groups[i] for i in pack]
-        logps = score_groups(model, pack, temperature, reuse_video)  # a list of (G, C)
+        scored = score_groups(model, pack, temperature, reuse_video, bool(entropy_bonus))
         with torch.no_grad():
             ref_logps = score_groups(reference, pack, temperature, reuse_video) if beta > 0 else [None] * len(pack)
         loss = 0.0
-        for group, lp, ref in zip(pack, logps, ref_logps):
+        for group, both, ref in zip(pack, scored, ref_logps):
+            lp, entropies = both if entropy_bonus else (both, None)  # (G, C) each
             if group.old_logps is None:  # the first update: the policy that sampled is the policy that is scored
                 group.old_logps = lp.detach()
             part, stats = grpo_loss(lp, group.old_logps, group.advantages, group.mask, ref_logps=ref, beta=beta,
-                                    clip_low=clip_low, clip_high=clip_high, norm=norm, denominator=denominator)
+                                    clip_low=clip_low, clip_high=clip_high, norm=norm, denominator=denominator,
+                                    entropies=entropies, entropy_bonus=entropy_bonus)
             loss = loss + part
+            if entropy_bonus:
+                sums["entropy_sum"] += float(torch.where(group.mask, entropies.detach(), 0.0).sum())
             gap = torch.where(group.mask, lp.detach() - group.sampled_logps, 0.0).abs()
             sums["gap_sum"] += float(gap.sum())
             most["gap_max"] = max(most["gap_max"], float(gap.max()))
@@ -357,8 +374,11 @@ def accumulate_gradients(model, reference, groups: list[Group], *, temperature: 
     return sums | most
 
 
-def score_groups(model, groups: list[Group], temperature: float, reuse_video: bool) -> list[Tensor]:
-    """Log-probabilities (G, C) of each group's completions under `model`, differentiable through its vision tower."""
+def score_groups(model, groups: list[Group], temperature: float, reuse_video: bool,
+                 with_entropy: bool = False) -> list[Tensor]:
+    """Log-probabilities (G, C) of each group's completions under `model`, differentiable through its vision tower;
+    (2, G, C) `with_entropy`, the entropies second."""
     videos = [group.video for group in groups] if reuse_video else encode_videos(model, [g.prompt for g in groups])
     embeds = [model.embed(group.prompt.ids, video) for group, video in zip(groups, videos)]
-    return model.logprobs_packed(embeds, [g.prompt.positions for g in groups], [g.tokens for g in groups], temperature)
+    return model.logprobs_packed(embeds, [g.prompt.positions for g in groups], [g.tokens for g in groups], temperature,
+                                 with_entropy=with_entropy)

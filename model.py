@@ -356,10 +356,15 @@ class VideoLM:
         return self.logprobs_packed([embeds], [positions], [tokens], temperature, share_prefix)[0]
 
     def logprobs_packed(self, embeds: list[Tensor], positions: list[Tensor], tokens: list[Tensor], temperature: float,
-                        share_prefix: bool = True) -> list[Tensor]:
-        """The same for several questions in one pass -> one (G, C) each."""
+                        share_prefix: bool = True, with_entropy: bool = False) -> list[Tensor]:
+        """The same for several questions in one pass -> one (G, C) each.
+
+        `with_entropy` -> one (2, G, C) each: behind the log-probabilities the entropy, in nats, of the distribution that
+        each token was sampled from, differentiable too. It costs further passes over the logits, so only on request.
+        """
         if not share_prefix:
-            return [self._logprobs_repeated(e, p, t, temperature) for e, p, t in zip(embeds, positions, tokens)]
+            return [self._logprobs_repeated(e, p, t, temperature, with_entropy)
+                    for e, p, t in zip(embeds, positions, tokens)]
 
         self.hf.train(torch.is_grad_enabled())  # gradient checkpointing of the library's layers looks at this flag
         spans, row, where = [], [], []
@@ -375,10 +380,11 @@ class VideoLM:
         for (P, G, fed), h, t in zip(spans, hidden[0].split([P + G * fed for P, G, fed in spans]), tokens):
             first = h[P - 1].expand(G, 1, -1)  # the prompt's last position predicts the first token of all G
             states = torch.cat([first, h[P:].view(G, fed, h.shape[-1])], dim=1)  # (G, C, D)
-            out.append(self._token_logps(states, t.to(self.device), temperature))
+            out.append(self._token_logps(states, t.to(self.device), temperature, with_entropy))
         return out
 
-    def _logprobs_repeated(self, embeds: Tensor, positions: Tensor, tokens: Tensor, temperature: float) -> Tensor:
+    def _logprobs_repeated(self, embeds: Tensor, positions: Tensor, tokens: Tensor, temperature: float,
+                           with_entropy: bool = False) -> Tensor:
         """The textbook way, to compare with: G rows of prompt and completion, plain causal attention. -> (G, C)."""
         self.hf.train(torch.is_grad_enabled())
         (G, C), P = tokens.shape, embeds.shape[1]
@@ -387,19 +393,23 @@ class VideoLM:
         where = torch.cat([positions, own.expand(3, -1)], dim=1)[:, None].expand(-1, G, -1)  # (3, G, P + C - 1)
         row = torch.cat([embeds.expand(G, -1, -1), fed], dim=1)  # (G, P + C - 1, D)
         hidden = self._layers(row, where, lambda layer, q, k, v, scaling: causal_attention(q, k, v, scaling))
-        return self._token_logps(hidden[:, P - 1:], tokens.to(self.device), temperature)
+        return self._token_logps(hidden[:, P - 1:], tokens.to(self.device), temperature, with_entropy)
 
-    def _token_logps(self, states: Tensor, tokens: Tensor, temperature: float, rows: int = 4096) -> Tensor:
-        """states (G, C, D), tokens (G, C) -> (G, C). Logits exist for `rows` tokens at a time and are recomputed backward:
-        8 completions of 1,024 tokens over 152,000 words would be 5 GB in float32."""
+    def _token_logps(self, states: Tensor, tokens: Tensor, temperature: float, with_entropy: bool = False,
+                     rows: int = 4096) -> Tensor:
+        """states (G, C, D), tokens (G, C) -> (G, C), or (2, G, C) with the entropies. Logits exist for `rows` tokens at a
+        time and are recomputed backward: 8 completions of 1,024 tokens over 152,000 words would be 5 GB in float32."""
 
         def piece(h: Tensor, t: Tensor) -> Tensor:
-            return self._log_softmax(h, temperature).gather(-1, t[:, None]).squeeze(-1)
+            distribution = self._log_softmax(h, temperature)  # (rows, W)
+            logps = distribution.gather(-1, t[:, None]).squeeze(-1)  # (rows,)
+            return torch.stack([logps, self._entropy(distribution)]) if with_entropy else logps
 
+        shape = (2, *tokens.shape) if with_entropy else tokens.shape
         pieces = zip(states.flatten(0, 1).split(rows), tokens.flatten().split(rows))
         if tokens.numel() <= rows:  # small: keep the logits
-            return piece(states.flatten(0, 1), tokens.flatten()).view(tokens.shape)
-        return torch.cat([checkpoint(piece, h, t, use_reentrant=False) for h, t in pieces]).view(tokens.shape)
+            return piece(states.flatten(0, 1), tokens.flatten()).view(shape)
+        return torch.cat([checkpoint(piece, h, t, use_reentrant=False) for h, t in pieces], dim=-1).view(shape)
 
     # --- shared by sampling and scoring: the same layers, the same softmax ---
 
@@ -420,6 +430,11 @@ class VideoLM:
             logits = self.lm_head(hidden)
         logits = logits.float() / temperature
         return logits.masked_fill(self.is_banned, float("-inf")).log_softmax(-1)
+
+    def _entropy(self, distribution: Tensor) -> Tensor:
+        """log-probabilities (..., W) -> entropies (...) in nats. A banned token has p log p = 0 * -inf, which is nan in
+        arithmetic and 0 in the limit."""
+        return -(distribution.exp() * distribution.masked_fill(self.is_banned, 0.0)).sum(-1)
 
     def _compute(self):
         return torch.autocast(self.device.type, self.autocast) if self.autocast else nullcontext()

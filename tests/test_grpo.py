@@ -232,6 +232,45 @@ def test_k1_and_k3_estimate_the_true_kl_of_two_categoricals():
     assert abs(expected_k2 - exact) > 0.01
 
 
+# ---- the entropy bonus ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("norm", ["sequence", "token"])
+@pytest.mark.parametrize("denominator", [None, 17.0])
+def test_the_entropy_bonus_is_a_mean_with_the_denominator_of_the_loss(norm, denominator):
+    """Peers average the bonus over padding or over micro-batches: its weight then depends on how a batch is cut."""
+    logps, old, ref, advantages, mask, lengths = batch()
+    entropies = torch.rand(logps.shape, dtype=torch.float64).masked_fill(~mask, math.nan).requires_grad_()
+    settings = dict(ref_logps=ref, beta=0.04, clip_low=0.2, clip_high=0.2, norm=norm, denominator=denominator)
+    plain, gradient, stats = gradient_of(logps, old, advantages, mask, **settings)
+    loss, same_stats = grpo_loss(logps, old, advantages, mask, entropies=entropies, entropy_bonus=0.3, **settings)
+    by_logps, by_entropies = torch.autograd.grad(loss, [logps, entropies])
+    bonus = 0.0
+    for i, length in enumerate(lengths):
+        count = length * (denominator or len(lengths)) if norm == "sequence" else denominator or sum(lengths)
+        weight = 1 / count
+        bonus += 0.3 * weight * sum(entropies[i, :length].tolist())
+        assert by_entropies[i].tolist() == pytest.approx([-0.3 * weight] * length + [0.0] * (9 - length), rel=1e-12)
+    assert loss.item() == pytest.approx(plain - bonus, rel=1e-12)
+    assert torch.equal(by_logps, gradient) and all(torch.equal(stats[name], same_stats[name]) for name in stats)
+
+
+def test_without_a_bonus_entropies_change_no_bit():
+    logps, old, ref, advantages, mask, _ = batch()
+    settings = dict(ref_logps=ref, beta=0.04, clip_low=0.2, clip_high=0.2)
+    plain = gradient_of(logps, old, advantages, mask, **settings)
+    given = gradient_of(logps, old, advantages, mask, entropies=torch.rand(6, 9), entropy_bonus=0.0, **settings)
+    assert plain[0] == given[0] and torch.equal(plain[1], given[1])
+
+
+def test_a_bonus_without_entropies_is_refused():
+    """A bonus that is silently nothing would be reported as an ablation without effect."""
+    logps, old, _, advantages, mask, _ = batch()
+    for entropies in (None, torch.rand(6, 1)):
+        with pytest.raises(ValueError, match="entropy_bonus"):
+            grpo_loss(logps, old, advantages, mask, entropies=entropies, entropy_bonus=0.1, **PLAIN)
+
+
 # ---- the loss: value and gradient -----------------------------------------------------------------------------------
 
 

@@ -156,6 +156,35 @@ def test_logits_in_pieces_are_the_same_logits(model):
     torch.testing.assert_close(results[0], results[1])
 
 
+@pytest.mark.parametrize("share_prefix", [True, False])
+def test_entropies_are_those_of_the_librarys_distribution(model, model_folder, prompts, share_prefix):
+    """In float64 by hand, at the temperature, without the banned ids, whose p log p would be nan; the log-probabilities
+    beside them do not change by a bit."""
+    tokens = [completions(seed=i, C=4 + i) for i in range(3)]
+    with torch.no_grad():
+        arguments = embeds_of(model, prompts), positions_of(prompts), tokens, 0.6, share_prefix
+        plain, both = model.logprobs_packed(*arguments), model.logprobs_packed(*arguments, with_entropy=True)
+        for prompt, t, alone, (logps, entropies) in zip(prompts, tokens, plain, both):
+            assert torch.equal(logps, alone)
+            for row, mine in zip(t, entropies):
+                p = library_distribution(model_folder, prompt, row, 0.6)[:-1].double().exp()
+                expected = -(p * p.clamp(min=1e-300).log()).sum(-1)
+                torch.testing.assert_close(mine.double(), expected, atol=2e-5, rtol=1e-4)
+
+
+def test_the_gradient_of_the_entropy_is_the_written_one(model):
+    """dH / dlogit = -p (log p + H): none for a banned token, whether the logits are kept or made again backward."""
+    states, tokens = torch.randn(2, 3, 96, requires_grad=True), completions(G=2, C=3)
+    weight = model.lm_head.weight.detach().double()
+    logits = (states.detach().double() @ weight.T / 0.7).masked_fill(model.is_banned, float("-inf"))
+    p, logp = logits.softmax(-1), logits.log_softmax(-1).masked_fill(model.is_banned, 0.0)
+    by_logits = -p * (logp - (p * logp).sum(-1, keepdim=True))
+    for rows in (2, 4096):
+        entropies = model._token_logps(states, tokens, 0.7, with_entropy=True, rows=rows)[1]
+        (gradient,) = torch.autograd.grad(entropies.sum(), states)
+        torch.testing.assert_close(gradient.double(), by_logits @ weight / 0.7, atol=2e-5, rtol=1e-4)
+
+
 def test_time_reaches_the_model_through_the_positions(model, prompts):
     """Frames a second at which a clip was sampled changes only the time axis; dropping it was peers' commonest bug."""
     embeds, tokens = embeds_of(model, prompts)[0].detach(), completions()

@@ -1,0 +1,325 @@
+"""What a run will take, before it is started: memory of a card, disk, hours.
+
+    python plan.py --model 7b --gpus 8 --samples 12408 --seconds 30.6
+    python plan.py --model runs/x/final --stage sft --gpus 1
+
+Counted: parameters (the library's classes, built without memory on the "meta" device), frames and video tokens (by the
+functions that data.py reads videos with), bytes of weights, gradients, optimiser, keys and values, and the floating
+point operations of every matrix product. Estimated: activations and logits, from the tensors that model.py keeps alive.
+Assumed: what the hardware does in a second, the capitals below; replace them by what you measure.
+
+Read in the order of the file: the model, the video, operations, bytes, seconds. All of it is for the code as it is:
+every process holds the whole model: float32 weights, bfloat16 arithmetic, gradient checkpointing, a question a pass.
+
+Left out on purpose: evaluation on the way, decoding of videos (other processes do it meanwhile), fragmentation.
+
+Letters: P prompt tokens with V video tokens among them, G completions of C tokens, L tokens of a packed row.
+"""
+
+import argparse
+import math
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+from data import VideoSettings, frame_budget, frame_indices, num_video_tokens, smart_resize
+
+# Assumed, for an A100 with 80 GB: its data sheet's rates, and the share of them that such code reaches.
+MATRIX_FLOPS = 312e12  # a second, dense bfloat16
+MATRIX_SHARE = 0.4
+MEMORY_BYTES = 2.0e12  # a second
+MEMORY_SHARE = 0.6
+LINK_BYTES = 200e9  # a second, of gradients summed between the cards of one machine
+LAYER_SECONDS = 0.6e-3  # Python needs this long to start one decoder layer, however little it computes
+CARD_BYTES = 85e9  # what such a card leaves to a process
+FILE_FPS = 30.0
+
+# Published shapes: config.json of Qwen/Qwen2.5-VL-3B-Instruct and -7B-Instruct. Their vision towers differ only in the
+# size of what they hand over.
+SHAPES = {
+    "3b": {"hidden_size": 2048, "num_hidden_layers": 36, "num_attention_heads": 16, "num_key_value_heads": 2,
+           "intermediate_size": 11008, "vocab_size": 151936, "tie_word_embeddings": True},
+    "7b": {"hidden_size": 3584, "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4,
+           "intermediate_size": 18944, "vocab_size": 152064, "tie_word_embeddings": False},
+}
+VISION = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "window_size": 112,
+          "fullatt_block_indexes": [7, 15, 23, 31], "tokens_per_second": 2}
+STAGES = ("grpo", "sft", "answer")
+
+
+def flag(default, help: str, choices: tuple | None = None):
+    return field(default=default, metadata={"help": help, "choices": choices})
+
+
+@dataclass
+class Job:
+    """What is to be done; the flags are made from these fields, and mean what they mean in train.py."""
+
+    model: str = flag("7b", f"{', '.join(SHAPES)}, or a folder with a config.json")
+    stage: str = flag("grpo", "GRPO, supervised fine-tuning, or answering alone (eval.py, selection)", STAGES)
+    gpus: int = flag(8, "cards, a process each")
+    samples: int = flag(12408, "questions in the data")
+    epochs: float = flag(1.0, "times through them")
+    videos: int = flag(0, "video files they are about; 0: one a question")
+    questions: int = flag(8, "questions a step, over all cards; answering: eval.py's --batch times them")
+    group_size: int = flag(8, "completions of each question; 1 in fine-tuning")
+    seconds: float = flag(30.6, "length of a video")
+    video_bytes: float = flag(60e3, "size of a second of it on the disk (assumed; 480p)")
+    width: int = flag(480, "of its frames, in pixels")
+    height: int = flag(360, "of its frames, in pixels")
+    frames: int = flag(0, "look at exactly so many frames (tracking: 8); 0: as many as --fps says")
+    fps: float = flag(2.0, "frames looked at, for each second of video")
+    max_frames: int = flag(VideoSettings.max_frames, "most frames of one video")
+    total_pixels: int = flag(VideoSettings.total_pixels, "pixel budget of a whole video")
+    min_pixels: int = flag(VideoSettings.min_pixels, "least pixels of a frame")
+    text_tokens: int = flag(250, "tokens of a prompt beside the video")
+    completion_tokens: int = flag(150, "tokens of a group's longest completion, on average")
+    max_new_tokens: int = flag(1024, "room for a completion")
+    beta: float = flag(0.04, "0: no reference")
+    freeze_vision: bool = flag(False, "train the language model only")
+    keep_checkpoints: int = flag(2, "how many of them stay")
+
+
+# --- the model --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Model:
+    config: Qwen2_5_VLConfig
+    parameters: int  # a tied head counts once, as it is stored once
+    vision: int  # of them in the vision tower
+    layers: int  # weights of the decoder layers' matrices: each is used once for a token
+    head: int  # of the output layer
+    blocks: int  # of the vision tower, used for a patch
+    merger: int  # used for a video token
+
+
+def load_shape(name: str) -> Qwen2_5_VLConfig:
+    """ValueError for a name that is neither a published size nor a folder with a config.json."""
+    if name in SHAPES:
+        shape = SHAPES[name]
+        return Qwen2_5_VLConfig(text_config=dict(shape), tie_word_embeddings=shape["tie_word_embeddings"],
+                                vision_config={**VISION, "out_hidden_size": shape["hidden_size"]})
+    if not (Path(name) / "config.json").is_file():
+        raise ValueError(f"--model {name}: neither {' nor '.join(SHAPES)} nor a folder with a config.json")
+    return Qwen2_5_VLConfig.from_pretrained(name)
+
+
+def count(config: Qwen2_5_VLConfig) -> Model:
+    """Build the model without memory and count."""
+    with torch.device("meta"):
+        hf = Qwen2_5_VLForConditionalGeneration(config)
+    matrices = {part: sum(m.weight.numel() for m in module.modules() if isinstance(m, (nn.Linear, nn.Conv3d)))
+                for part, module in (("layers", hf.model.language_model.layers), ("vision", hf.model.visual),
+                                     ("merger", hf.model.visual.merger))}
+    return Model(config, sum(p.numel() for p in hf.parameters()), sum(p.numel() for p in hf.model.visual.parameters()),
+                 matrices["layers"], hf.lm_head.weight.numel(), matrices["vision"] - matrices["merger"],
+                 matrices["merger"])
+
+
+def trained(model: Model, job: Job) -> int:
+    return 0 if job.stage == "answer" else model.parameters - (model.vision if job.freeze_vision else 0)
+
+
+# --- the video --------------------------------------------------------------------------------------------------------
+
+
+def video_grid(job: Job) -> tuple[int, int, int]:
+    """(t, h, w) in patches of what the model sees of a video."""
+    frames = job.frames or len(frame_indices(round(job.seconds * FILE_FPS), FILE_FPS, target_fps=job.fps,
+                                             max_frames=job.max_frames)[0])
+    height, width = smart_resize(job.height, job.width, min_pixels=job.min_pixels,
+                                 max_pixels=frame_budget(frames, job.total_pixels, job.min_pixels))
+    return math.ceil(frames / 2), height // 14, width // 14
+
+
+def tokens_of(job: Job) -> tuple[int, int, int, int]:
+    """V, P, G, C."""
+    V = num_video_tokens(video_grid(job))
+    return V, V + job.text_tokens, 1 if job.stage == "sft" else job.group_size, job.completion_tokens
+
+
+# --- floating point operations of one question ------------------------------------------------------------------------
+
+
+def vision_flops(model: Model, grid: tuple[int, int, int]) -> float:
+    """One pass of the vision tower: 2 a weight and patch, 4 a channel and pair of patches that see each other."""
+    config, (t, h, w) = model.config.vision_config, grid
+    side = config.window_size // config.patch_size  # of a window, in patches; windows at the edge are smaller
+    in_windows = math.prod(n // side * side**2 + (n % side) ** 2 for n in (h, w))
+    whole = len(config.fullatt_block_indexes)  # blocks in which all patches of two frames see each other
+    pairs = t * (whole * (h * w) ** 2 + (config.depth - whole) * in_windows)
+    return 2 * model.blocks * t * h * w + 2 * model.merger * t * h * w / 4 + 4 * config.hidden_size * pairs
+
+
+def decoder_flops(model: Model, tokens: float, pairs: float) -> float:
+    """`tokens` through all decoder layers, with `pairs` of a query and a key in each. Pairs above the diagonal are
+    counted too, although a causal kernel skips them."""
+    config = model.config.text_config
+    return 2 * model.layers * tokens + 4 * config.num_hidden_layers * config.hidden_size * pairs
+
+
+def flops(model: Model, job: Job) -> dict[str, float]:
+    """By phase: prefill, decode, learn, reference; those that the stage does not have are absent."""
+    V, P, G, C = tokens_of(job)
+    seeing = vision_flops(model, video_grid(job))
+    text, tower, N = model.config.text_config, model.config.vision_config, 4 * V
+    own = G * (C - 1)  # the last token of a completion is never fed in
+    scoring = decoder_flops(model, P + own, P**2 + own * (P + C - 1)) + 2 * model.head * G * C
+    sampling = {"prefill": seeing + decoder_flops(model, P, P**2) + 2 * model.head * G,
+                "decode": decoder_flops(model, own, own * P + G * (C - 1) * C / 2) + 2 * model.head * own}
+    if job.stage == "answer":
+        return sampling
+    if job.freeze_vision and job.stage == "grpo":
+        seeing = 0  # the tower has encoded the video for sampling, and that serves again
+    # Backward costs two forwards, and checkpointing a third one: without the logits, which are kept, and without the
+    # last matrix of each layer and block, whose result backward does not need.
+    spared = model.head * G * C + text.num_hidden_layers * text.hidden_size * text.intermediate_size * (P + own)
+    spared += 0 if job.freeze_vision else tower.depth * tower.hidden_size * tower.intermediate_size * N
+    learning = {"learn": 4 * scoring + (1 if job.freeze_vision else 4) * seeing - 2 * spared}
+    if job.stage == "sft":
+        return learning
+    return sampling | learning | ({"reference": scoring + seeing} if job.beta else {})
+
+
+# --- bytes ------------------------------------------------------------------------------------------------------------
+
+
+def key_value_bytes(model: Model) -> int:
+    """Of one token, in bfloat16, all layers."""
+    config = model.config.text_config
+    head = config.hidden_size // config.num_attention_heads
+    return 2 * 2 * config.num_hidden_layers * config.num_key_value_heads * head
+
+
+def questions_a_card(job: Job) -> int:
+    return math.ceil(job.questions / job.gpus)
+
+
+def activation_bytes(model: Model, job: Job) -> float:
+    """What checkpointing keeps (the input of every layer and block), and the inside of the largest layer. Estimate."""
+    V, P, G, C = tokens_of(job)
+    text, vision = model.config.text_config, model.config.vision_config
+    L = P + G * (C - 1)
+    kept = 4 * text.num_hidden_layers * L * text.hidden_size + 2 * vision.depth * 4 * V * vision.hidden_size
+    # residuals and norms in float32, queries, keys and values, four tensors of the MLP in bfloat16; the prompt's keys
+    # and values are repeated for the G completions and for the heads that share them
+    inside = L * (24 * text.hidden_size + 8 * text.intermediate_size) + 4 * G * (P + C) * text.hidden_size
+    return kept + inside
+
+
+def memory(model: Model, job: Job) -> dict[str, float]:
+    """Bytes on each card, by what they are for."""
+    _, P, G, C = tokens_of(job)
+    learns, samples, T = job.stage != "answer", job.stage != "sft", trained(model, job)
+    rows = min(4096, G * C)  # logits exist for so many tokens at a time, in about four copies of float32
+    return {
+        "weights": 4 * model.parameters,
+        "gradients": 4 * T,
+        "optimiser": 8 * T,
+        "optimiser, while it steps": 4 * T,
+        "reference": 2 * model.parameters if job.stage == "grpo" and job.beta else 0,
+        "bfloat16 copies": 2 * (model.layers + model.head),
+        "activations": activation_bytes(model, job) if learns else 0,
+        "logits": 16 * rows * model.config.text_config.vocab_size if learns else 0,
+        "keys and values": questions_a_card(job) * (P + G * job.max_new_tokens) * key_value_bytes(model) * samples,
+    }
+
+
+def peak_bytes(model: Model, job: Job) -> dict[str, float]:
+    """By phase: no phase needs everything at once."""
+    part = memory(model, job)
+    always = part["weights"] + part["optimiser"] + part["reference"]
+    copies = part["bfloat16 copies"]
+    peaks = {"sampling": always + copies + part["keys and values"],
+             "learning": always + copies + part["gradients"] + part["activations"] + part["logits"],
+             "stepping": always + part["gradients"] + part["optimiser, while it steps"]}
+    wanted = {"grpo": tuple(peaks), "sft": ("learning", "stepping"), "answer": ("sampling",)}[job.stage]
+    return {name: peaks[name] for name in wanted}
+
+
+def disk(model: Model, job: Job) -> dict[str, float]:
+    """Bytes: checkpoints hold weights and both moments; a new one is complete before the oldest goes."""
+    checkpoints = (job.keep_checkpoints + 1) * (4 * model.parameters + 8 * trained(model, job))
+    saved = {"grpo": 1, "sft": 2, "answer": 0}[job.stage]  # final/, and warm_start/
+    return {"checkpoints": checkpoints if job.stage != "answer" else 0, "models": saved * 4 * model.parameters,
+            "videos": (job.videos or job.samples) * job.seconds * job.video_bytes}
+
+
+# --- seconds ----------------------------------------------------------------------------------------------------------
+
+
+def steps(job: Job) -> int:
+    return math.ceil(job.samples * job.epochs / job.questions)
+
+
+def step_seconds(model: Model, job: Job) -> dict[str, float]:
+    """Of one step, by phase, on the card with most questions."""
+    _, P, G, C = tokens_of(job)
+    rate, bandwidth, many = MATRIX_FLOPS * MATRIX_SHARE, MEMORY_BYTES * MEMORY_SHARE, questions_a_card(job)
+    seconds = {name: many * value / rate for name, value in flops(model, job).items() if name != "decode"}
+    if job.stage != "sft":
+        # Each token reads all weights once, however many rows there are, and the keys and values of prompt and rows.
+        read = 2 * (model.layers + model.head) + many * (P + G * C / 2) * key_value_bytes(model)
+        start = LAYER_SECONDS * model.config.text_config.num_hidden_layers
+        slower = max(start, read / bandwidth)
+        seconds["decode"] = max((C - 1) * slower, many * flops(model, job)["decode"] / rate)
+    if T := trained(model, job):
+        seconds["step"] = 28 * T / bandwidth  # weight, gradient and two moments read, three of them written
+        seconds["step"] += 8 * T / LINK_BYTES if job.gpus > 1 else 0
+    return seconds
+
+
+def hours(model: Model, job: Job) -> float:
+    return steps(job) * sum(step_seconds(model, job).values()) / 3600
+
+
+# --- the command line -------------------------------------------------------------------------------------------------
+
+
+def parse_arguments(arguments: list[str] | None = None) -> Job:
+    parser = argparse.ArgumentParser(description="Memory, disk and hours of a run, before it is started.",
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    for f in fields(Job):
+        kind = {"action": argparse.BooleanOptionalAction} if f.type is bool else {"type": f.type,
+                                                                                  "choices": f.metadata["choices"]}
+        parser.add_argument(f"--{f.name}", default=f.default, help=f.metadata["help"], **kind)
+    job = Job(**vars(parser.parse_args(arguments)))
+    for name in ("gpus", "samples", "questions", "group_size", "completion_tokens", "max_new_tokens", "epochs"):
+        if getattr(job, name) <= 0:
+            parser.error(f"--{name} is {getattr(job, name)}; it must be above 0")
+    return job
+
+
+def print_plan(model: Model, job: Job) -> None:
+    V, P, G, C = tokens_of(job)
+    t, h, w = video_grid(job)
+    print(f"{model.parameters:,} parameters, {trained(model, job):,} of them trained")
+    print(f"a video: {t} x {h // 2} x {w // 2} = {V} tokens; a prompt: {P}; {G} completions of {C}")
+    peaks = peak_bytes(model, job)
+    for title, unit, part in (("memory of a card", 1e9, memory(model, job)), ("at its peak", 1e9, peaks),
+                              ("disk", 1e9, disk(model, job))):
+        print(f"\n{title}, GB")
+        print("\n".join(f"  {name:28}{value / unit:10.1f}" for name, value in part.items() if value))
+    left = CARD_BYTES - max(peaks.values())
+    print(f"\n{'leaves' if left >= 0 else 'lacks'} {abs(left) / 1e9:.1f} GB on a card of {CARD_BYTES / 1e9:.0f} GB")
+    print("\n10^12 floating point operations of a question")
+    print("\n".join(f"  {name:28}{value / 1e12:10.1f}" for name, value in flops(model, job).items()))
+    print("\nseconds of a step, at the assumed rates")
+    print("\n".join(f"  {name:28}{value:10.2f}" for name, value in step_seconds(model, job).items()))
+    print(f"\n{steps(job)} steps on {job.gpus} cards: {hours(model, job):.1f} hours, without evaluation")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    job = parse_arguments(arguments)
+    print_plan(count(load_shape(job.model)), job)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error

@@ -1,0 +1,262 @@
+"""A prediction is worth what its counts are: each is held against what torch, the reader and the library really do."""
+
+import dataclasses
+
+import pytest
+import torch
+from conftest import TEXTS
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import Qwen2_5_VLForConditionalGeneration
+from video_files import pictures, write_video
+
+import data
+import plan
+import scale
+import toy
+import train
+from model import GroupCache, VideoLM
+
+# --- the model --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name, parameters, vision", [("3b", 3_754_622_976, 668_684_288),
+                                                      ("7b", 8_292_166_656, 676_550_144)])
+def test_published_sizes_are_counted_to_the_last_parameter(name, parameters, vision):
+    """Twice these numbers is the size of the published checkpoints in bfloat16. A head that is tied and counted twice
+    would be off by 8 %."""
+    model = plan.count(plan.load_shape(name))
+    assert (model.parameters, model.vision) == (parameters, vision)
+    assert model.layers < model.parameters - model.vision and model.blocks + model.merger < model.vision
+
+
+def test_a_folder_is_counted_like_the_model_that_is_loaded_from_it(model, model_folder):
+    counted = plan.count(plan.load_shape(str(model_folder)))
+    assert counted.parameters == sum(p.numel() for p in model.hf.parameters())
+    assert counted.vision == sum(p.numel() for p in model.visual.parameters())
+    with pytest.raises(ValueError, match="9b.*3b.*config.json"):
+        plan.load_shape("9b")
+
+
+# --- the video --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size, sample", [((320, 240), {"task": "grounding"}), ((640, 96), {"task": "tracking"}),
+                                          ((64, 48), {"task": "qa"})])
+def test_video_tokens_are_those_of_the_file_as_training_reads_it(tmp_path, size, sample):
+    """A second formula for frames and sizes would agree until the budget or the least size of a frame matters."""
+    write_video(tmp_path / "a.mp4", pictures(45, *size), fps=30)
+    settings = data.VideoSettings(total_pixels=200_000)
+    clip = data.read_sample({"id": "a", "video": str(tmp_path / "a.mp4"), **sample}, settings)
+    grid = data.patchify(clip.frames)[1]
+    job = plan.Job(seconds=1.5, width=size[0], height=size[1], frames=8 if sample["task"] == "tracking" else 0,
+                   total_pixels=200_000)
+    assert plan.video_grid(job) == grid
+    assert plan.tokens_of(job)[:2] == (data.num_video_tokens(grid), data.num_video_tokens(grid) + job.text_tokens)
+
+
+def test_the_budget_of_a_frame_is_the_published_one():
+    assert data.frame_budget(60, 3584 * 784, 16 * 784) == pytest.approx(2 * 3584 * 784 / 60)
+    assert data.frame_budget(768, 3584 * 784, 16 * 784) == int(1.05 * 16 * 784)
+    assert data.frame_budget(2, 3584 * 784, 16 * 784) == 768 * 784
+
+
+# --- bytes ------------------------------------------------------------------------------------------------------------
+
+
+def size_of(tensors) -> int:
+    return sum(t.nbytes for t in tensors)
+
+
+@pytest.mark.parametrize("freeze", [False, True])
+def test_weights_gradients_and_optimiser_take_what_is_predicted(model, model_folder, prompts, freeze):
+    """Held against the tensors of a real step. Only the counters of AdamW, one number a tensor, are not predicted."""
+    optimizer = train.make_optimizer(train.Config(freeze_vision=freeze), model, 1e-3)
+    video = model.encode_video(prompts[0].patches, prompts[0].grid)
+    logps = model.logprobs(model.embed(prompts[0].ids, video), prompts[0].positions, torch.randint(20, 99, (2, 4)), 1.0)
+    logps.sum().backward()
+    gradients = size_of(p.grad for p in model.hf.parameters() if p.grad is not None)
+    optimizer.step()
+    moments = size_of(t for state in optimizer.state.values() for name, t in state.items() if name != "step")
+    counted = plan.count(plan.load_shape(str(model_folder)))
+    part = plan.memory(counted, plan.Job(freeze_vision=freeze))
+    assert part["weights"] == size_of(model.hf.parameters()) == 2 * part["reference"]
+    assert part["gradients"] == gradients and part["optimiser"] == moments
+    assert (part["gradients"] < part["weights"]) == freeze
+
+
+def test_keys_and_values_take_what_is_predicted(model, model_folder, prompts):
+    """A prompt once, and room for every completion up to the limit; here in float32, so twice the bytes of a card."""
+    P, G, room = len(prompts[2].ids), 3, 11
+    cache = GroupCache(len(model.text.layers), [P], G, room)
+    with torch.no_grad():
+        model._prefill([model.embed(prompts[2].ids, None)], [prompts[2].positions], cache)
+    taken = size_of(t for layer in (*cache.prompt, *cache.own) for t in layer)
+    counted = plan.count(plan.load_shape(str(model_folder)))
+    text = P - plan.tokens_of(plan.Job())[0]
+    job = plan.Job(group_size=G, max_new_tokens=room, gpus=2, questions=3, text_tokens=text)
+    assert plan.memory(counted, job)["keys and values"] == 2 * taken / 2  # two questions on the fuller card
+
+
+def test_no_phase_holds_what_another_has_freed():
+    """The sum of all parts is more than any moment needs: gradients are gone while the next completions are sampled."""
+    model = plan.count(plan.load_shape("3b"))
+    part, peaks = plan.memory(model, plan.Job()), plan.peak_bytes(model, plan.Job())
+    assert max(peaks.values()) < sum(part.values()) and list(peaks) == ["sampling", "learning", "stepping"]
+    learning = ("weights", "optimiser", "reference", "gradients", "bfloat16 copies", "activations", "logits")
+    assert peaks["learning"] == sum(part[name] for name in learning) and min(part.values()) > 0
+    assert part["activations"] > 4 * 36 * 3490 * 2048  # at least the input of every layer for every token of the prompt
+    assert peaks["stepping"] == 22 * model.parameters  # 4 + 4 + 8 + 2, and 4 that AdamW needs while it steps
+    answering, tuning = plan.Job(stage="answer"), plan.Job(stage="sft")
+    assert list(plan.peak_bytes(model, answering)) == ["sampling"] and plan.memory(model, answering)["optimiser"] == 0
+    assert "sampling" not in plan.peak_bytes(model, tuning) and plan.memory(model, tuning)["reference"] == 0
+    assert plan.memory(model, plan.Job(beta=0.0))["reference"] == 0
+
+
+def test_a_checkpoint_is_as_large_as_predicted(model, model_folder, tmp_path):
+    """Weights and both moments; the largest item on a disk, and one more of it than --keep_checkpoints says."""
+    optimizer = train.make_optimizer(train.Config(), model, 1e-3)
+    for p in model.hf.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    state = {"model": model.hf.state_dict(), "optimizer": optimizer.state_dict()}
+    scale.save_checkpoint(tmp_path / "checkpoint-1", state)
+    counted = plan.count(plan.load_shape(str(model_folder)))
+    predicted = plan.disk(counted, plan.Job(keep_checkpoints=2))["checkpoints"] / 3
+    assert (tmp_path / "checkpoint-1" / "state.pt").stat().st_size == pytest.approx(predicted, rel=0.02)
+    assert plan.disk(counted, plan.Job(stage="answer"))["checkpoints"] == 0
+    files = [plan.disk(counted, plan.Job(samples=10, videos=videos, seconds=3.0))["videos"] for videos in (0, 5)]
+    assert files == [30 * 60e3, 15 * 60e3]
+
+
+# --- operations -------------------------------------------------------------------------------------------------------
+
+JOB = plan.Job(width=168, height=280, frames=6, min_pixels=784, text_tokens=40, completion_tokens=30, group_size=4)
+
+
+@pytest.fixture(scope="module")
+def counted():
+    """A model with windows in its vision tower, which the toy's only block has not, and the plan's count of it."""
+    tokenizer = toy.build_tokenizer(TEXTS)
+    config = toy.build_model(tokenizer, 0, layers=4).config
+    config.vision_config.depth, config.vision_config.fullatt_block_indexes = 3, [1]
+    hf = Qwen2_5_VLForConditionalGeneration._from_config(config, attn_implementation="sdpa")
+    model = VideoLM(hf, tokenizer, "")
+    model.hf.gradient_checkpointing_enable({"use_reentrant": False})
+    model.eos_ids = [len(tokenizer)]  # never sampled: all completions run to the end
+    return model, plan.count(config)
+
+
+def operations(work, grad: bool) -> int:
+    """As torch counts them. MATH: the fused kernels of a CPU are not in its list."""
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.set_grad_enabled(grad):
+        work()
+    return counter.get_total_flops()
+
+
+def embed(model):
+    grid, (V, P, _, _) = plan.video_grid(JOB), plan.tokens_of(JOB)
+    generator = torch.Generator().manual_seed(0)
+    video = model.encode_video(torch.randn(grid[0] * grid[1] * grid[2], 1176, generator=generator), grid)
+    return torch.cat([video, model.text.embed_tokens(torch.zeros(P - V, dtype=torch.long))])[None]
+
+
+def test_forward_operations_are_those_that_torch_counts(counted):
+    """To the last one, windows at the edge of a frame included: 20 x 12 patches are no multiple of 8."""
+    (model, size), (_, P, G, C) = counted, plan.tokens_of(JOB)
+    positions, tokens = torch.arange(P).expand(3, -1), torch.randint(20, 99, (G, C))
+    predicted = plan.flops(size, JOB)
+
+    def sample(length):
+        model.generate([embed(model)], [positions], group_size=G, max_new_tokens=length, temperature=1.0, seeds=[0])
+
+    assert operations(lambda: embed(model), False) == plan.vision_flops(size, plan.video_grid(JOB))
+    assert operations(lambda: model.logprobs(embed(model), positions, tokens, 1.0), False) == predicted["reference"]
+    first = operations(lambda: sample(1), False)
+    assert first == predicted["prefill"]
+    assert operations(lambda: sample(C), False) - first == predicted["decode"]
+
+
+@pytest.mark.parametrize("stage", ["grpo", "sft"])
+def test_operations_with_gradient_are_close_to_what_torch_counts(counted, stage):
+    """Within a tenth: the first layer of the tower needs no gradient of its input, which weighs more the smaller a
+    model is. Without the recomputation of checkpointing the prediction would be a quarter too low."""
+    model, size = counted
+    job = dataclasses.replace(JOB, stage=stage)
+    _, P, G, C = plan.tokens_of(job)
+    positions, tokens = torch.arange(P).expand(3, -1), torch.randint(20, 99, (G, C))
+    real = operations(lambda: model.logprobs(embed(model), positions, tokens, 1.0).sum().backward(), True)
+    assert plan.flops(size, job)["learn"] == pytest.approx(real, rel=0.1)
+
+
+def test_a_frozen_tower_is_passed_once():
+    model = plan.count(plan.load_shape("3b"))
+    whole, frozen = (plan.flops(model, plan.Job(freeze_vision=freeze)) for freeze in (False, True))
+    seeing = plan.vision_flops(model, plan.video_grid(plan.Job()))
+    assert whole["prefill"] == frozen["prefill"] and whole["reference"] - frozen["reference"] == pytest.approx(seeing)
+    assert 3 * seeing < whole["learn"] - frozen["learn"] < 4 * seeing
+    tuned = [plan.flops(model, plan.Job(stage="sft", freeze_vision=freeze))["learn"] for freeze in (False, True)]
+    assert 2 * seeing < tuned[0] - tuned[1] < 3 * seeing  # forward remains
+
+
+# --- hours, and the command line --------------------------------------------------------------------------------------
+
+
+def test_hours_follow_the_work():
+    model = plan.count(plan.load_shape("3b"))
+    one = plan.hours(model, plan.Job())
+    assert plan.steps(plan.Job()) == 1551  # VideoChat-R1's number for Charades: 12,408 questions, 8 a step
+    assert plan.hours(model, plan.Job(epochs=3.0)) == pytest.approx(3 * one, rel=1e-3)
+    assert plan.hours(model, plan.Job(gpus=1)) > 3 * one  # not 8: the eight questions are decoded together
+    parts = plan.step_seconds(model, plan.Job())
+    assert set(parts) == {"prefill", "decode", "learn", "reference", "step"} and min(parts.values()) > 0
+    alone = plan.step_seconds(model, plan.Job(gpus=1, questions=1))  # no gradients to be summed
+    assert parts["step"] - alone["step"] == pytest.approx(8 * model.parameters / plan.LINK_BYTES)
+    assert plan.step_seconds(model, plan.Job(completion_tokens=1))["decode"] == 0
+    assert set(plan.step_seconds(model, plan.Job(stage="sft"))) == {"learn", "step"}
+    assert set(plan.step_seconds(model, plan.Job(stage="answer"))) == {"prefill", "decode"}
+
+
+def test_decoding_is_bound_by_the_slowest_of_three():
+    """Python's start of the layers, the bytes of weights and keys, or the arithmetic of many rows."""
+    model = plan.count(plan.load_shape("7b"))
+    jobs = [plan.Job(group_size=2), plan.Job(group_size=2, text_tokens=200_000), plan.Job(group_size=4000)]
+    decode = [plan.step_seconds(model, job)["decode"] / 149 for job in jobs]
+    assert decode[0] == pytest.approx(28 * plan.LAYER_SECONDS)
+    assert decode[0] < decode[1] < decode[2]
+    read = 2 * (model.layers + model.head) + (203_240 + 2 * 75) * plan.key_value_bytes(model)
+    assert decode[1] == pytest.approx(read / (plan.MEMORY_BYTES * plan.MEMORY_SHARE))
+    arithmetic = plan.flops(model, jobs[2])["decode"]
+    assert decode[2] == pytest.approx(arithmetic / 149 / (plan.MATRIX_FLOPS * plan.MATRIX_SHARE))
+
+
+def test_flags_that_train_py_has_too_mean_the_same():
+    """A plan for another budget than the run's is no plan: names and published values are train.py's."""
+    published = {f.name: f.metadata["paper"] for f in dataclasses.fields(train.Config)}
+    shared = {f.name: f.default for f in dataclasses.fields(plan.Job) if f.name in published and f.name != "model"}
+    assert len(shared) >= 9 and all(published[name] == value for name, value in shared.items())
+
+
+def test_the_command_prints_the_plan(capsys):
+    plan.main(["--model", "3b", "--total_pixels", "1605632", "--min_pixels", "3136"])
+    text = capsys.readouterr().out
+    for words in ("3,754,622,976 parameters", "30 x 7 x 9 = 1890 tokens", "bfloat16 copies", "1551 steps on 8 cards"):
+        assert words in text
+    assert "leaves 2.4 GB on a card of 85 GB" in text
+    plan.main(["--model", "7b", "--stage", "sft"])
+    assert "lacks" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments, message", [(["--gpus", "0"], "--gpus is 0"), (["--stage", "x"], "invalid choice"),
+                                                (["--samples", "-1"], "above 0")])
+def test_wrong_settings_are_refused(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        plan.parse_arguments(arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_every_flag_is_explained(capsys):
+    with pytest.raises(SystemExit):
+        plan.parse_arguments(["--help"])
+    text = capsys.readouterr().out
+    assert all(f"--{f.name}" in text and f.metadata["help"] for f in dataclasses.fields(plan.Job))

@@ -1,0 +1,310 @@
+"""RECIPES.md: its commands are accepted, carry the published settings, and its figures are those of the code."""
+
+import re
+import shlex
+import subprocess
+
+import pytest
+from conftest import ROOT
+
+import annotations
+import data
+import eval
+import plan
+import published
+import train
+
+RECIPES = (ROOT / "RECIPES.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```bash\n(.*?)```", RECIPES, re.DOTALL)
+COMMANDS = [line for block in BLOCKS for line in block.splitlines() if ".py" in line]
+
+# PAPERS' hyper-parameters, by the names of the flags. VideoChat-R1: its trainer and TRL 0.15.1's defaults.
+SEEN = {"fps": 2.0, "max_frames": 768, "total_pixels": 3584 * 28 * 28, "min_pixels": 16 * 28 * 28}
+ADAMW = {"weight_decay": 0.0, "adam_beta2": 0.999, "max_grad_norm": 1.0, "warmup_steps": 0,
+         "gradient_checkpointing": True, "freeze_vision": False}
+VIDEOCHAT_R1 = {
+    **SEEN, **ADAMW, "questions": 8, "group_size": 8, "lr": 1e-6, "lr_schedule": "linear", "beta": 0.04,
+    "entropy_bonus": 0.0, "loss_norm": "sequence", "adv_scale": "group", "inner_steps": 1, "temperature": 1.0,
+    "max_new_tokens": 1024, "reward": "sum", "keep_dead_groups": True, "resample": 0, "sft_steps": 0, "select_k": 0,
+}
+VIDEOCHAT_R1_SFT = {**SEEN, **ADAMW, "sft_questions": 8, "sft_lr": 2e-5, "steps": 0, "prompt": "answer", "select_k": 0}
+# Temporal-R1: its example script, its configuration and verl's code.
+TEMPORAL_R1 = {
+    **ADAMW, "questions": 16, "group_size": 8, "lr": 1e-6, "lr_schedule": "constant", "weight_decay": 0.01,
+    "beta": 0.01,
+    "entropy_bonus": 1e-3, "loss_norm": "token", "adv_scale": "group", "inner_steps": 1, "clip_low": 0.2,
+    "clip_high": 0.2, "temperature": 1.0, "max_new_tokens": 2048, "max_prompt_tokens": 4096, "fps": 2.0,
+    "total_pixels": 2048 * 28 * 28, "min_pixels": 3136, "reward": "temporal_r1", "prompt": "temporal_r1",
+    "keep_dead_groups": True, "sft_steps": 0, "select_k": 0,
+}
+
+
+def script_of(command: str) -> str:
+    return re.search(r"(\w+\.py)", command)[1]
+
+
+def arguments_of(command: str) -> list[str]:
+    return shlex.split(command.split(script_of(command), 1)[1])
+
+
+def trained() -> dict[str, train.Config]:
+    """The training commands by the name of their run."""
+    configs = [train.parse_config(arguments_of(c)) for c in COMMANDS if script_of(c) == "train.py"]
+    return {config.out.removeprefix("runs/"): config for config in configs}
+
+
+# --- the commands -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_is_one_the_programs_accept(command):
+    """A recipe with a flag that does not exist is found here, and not by whoever has waited for eight cards."""
+    script, arguments = script_of(command), arguments_of(command)
+    if script == "train.py":
+        config = train.parse_config(arguments)
+        assert config.model and config.out.startswith("runs/")
+        assert "--nproc_per_node=8" in command
+    elif script == "eval.py":
+        args = eval.parse_arguments(arguments)
+        assert args.model and str(args.out).startswith("runs/")
+    elif script == "plan.py":
+        assert plan.parse_arguments(arguments)
+    else:
+        assert script == "data.py"
+        parsed = data.parse_arguments(arguments)
+        if parsed.command == "convert":
+            splits = annotations.FORMATS[parsed.name][1]
+            assert parsed.split is None or parsed.split in splits
+
+
+def test_every_file_that_a_command_reads_is_made_by_another():
+    """A data file under a name that no earlier line writes. The captions are the reader's own, and said to be."""
+    written, own = set(), {"data/fiber1k.jsonl", "data/dream1k.jsonl"}
+    for line in (line for block in BLOCKS for line in block.splitlines()):
+        read = {name for name in re.findall(r"(?<![\w/])data/\w+\.jsonl", line)}
+        made = set(re.findall(r"(?:--out|>) (data/\w+\.jsonl)", line))
+        assert read - made <= written | own, line
+        written |= made
+    assert all(name in RECIPES.split("## How every row")[0] for name in own)
+    probes = set(re.findall(r"select (runs/\w+)/predictions", RECIPES))
+    assert probes and all(f"--out {probe}\n" in RECIPES for probe in probes)
+
+
+def test_the_seds_make_samples_of_what_they_say(tmp_path):
+    """A blank more or less in the JSON and `sed` changes nothing, silently: questions would keep their windows."""
+    sample = {"id": "a", "task": "gqa", "question": "why?", "options": ["x", "y"], "answer": "A", "spans": [[1.0, 2.0]]}
+    seds = [line for block in BLOCKS for line in block.splitlines() if line.startswith("sed ")]
+    assert len(seds) == 4
+    changed = []
+    for line in seds:
+        source, target = re.search(r"(data/\S+) > (data/\S+)", line).groups()
+        (tmp_path / "data").mkdir(exist_ok=True)
+        data.write_jsonl(tmp_path / source, [sample])
+        subprocess.run(line, shell=True, cwd=tmp_path, check=True)
+        changed += data.read_jsonl(tmp_path / target)
+    assert [s["task"] for s in changed] == ["qa", "qa", "gqa", "gqa"]
+    assert [s.get("think") for s in changed] == [None, None, False, False]
+    assert "<glue>" not in data.target_text(changed[0], "answer")
+    assert "<think>" not in data.target_text(changed[2], "think")
+
+
+# --- the hyper-parameters ---------------------------------------------------------------------------------------------
+
+
+def differing(config: train.Config, wanted: dict) -> dict:
+    return {name: getattr(config, name) for name, value in wanted.items() if getattr(config, name) != value}
+
+
+@pytest.mark.parametrize("name", list(trained()))
+def test_every_run_has_the_published_settings(name):
+    """Whatever a command leaves to the defaults counts too: a default that moves must not move a recipe."""
+    config = trained()[name]
+    if name.startswith("temporal_rlt") or name == "temporal_r1":
+        assert differing(config, TEMPORAL_R1) == {}
+    elif name == "temporal_r1_sft":  # its settings are not published, but for what the model sees
+        assert differing(config, {k: TEMPORAL_R1[k] for k in ("total_pixels", "min_pixels", "fps", "prompt")}) == {}
+    elif name.startswith("sft_"):
+        assert differing(config, VIDEOCHAT_R1_SFT) == {}
+    else:
+        assert differing(config, VIDEOCHAT_R1) == {}
+    assert ("3B" in config.model) == (name in ("temporal_r1", "temporal_r1_sft"))
+
+
+def test_epochs_and_prompts_are_those_of_the_rows():
+    """The runs of an ablation differ in what it is about and in nothing else."""
+    runs = trained()
+    assert {name: run.steps for name, run in runs.items() if run.steps not in (0, -1)} == {"grpo_tg_3ep": -3,
+                                                                                           "temporal_r1": 630}
+    assert {name for name, run in runs.items() if run.sft_steps == -3} == {"sft_tg_3ep"}
+    grpo = {name: run.prompt for name, run in runs.items() if run.steps}
+    assert grpo["videochat_r1"] == "answer" and grpo["videochat_r1_thinking"] == "think"
+    assert all(prompt == "answer" for name, prompt in grpo.items() if name.endswith("_answer"))
+    assert grpo["grpo_tg"] == grpo["grpo_gqa"] == grpo["grpo_tracking"] == "think"
+    selected, control = (vars(runs[name]) for name in ("temporal_rlt", "temporal_rlt_random"))
+    assert {k for k in selected if selected[k] != control[k]} == {"train_data", "out"}
+
+
+# --- the expected numbers ---------------------------------------------------------------------------------------------
+
+# Which row of published.py a row of RECIPES.md is. Benchmarks that published.py has no row for are left out here.
+ROWS = {
+    "base_answer": published.BASE, "base_think": f"{published.BASE}, think prompt", "sft_tg": "SFT, 1 epoch",
+    "sft_tg_3ep": "SFT, 3 epochs", "grpo_tg_answer": "GRPO on Charades, answer prompt", "grpo_tg": "GRPO on Charades",
+    "grpo_tg_3ep": "GRPO on Charades, 3 epochs", "sft_tracking": "SFT on GOT-10k", "grpo_tracking": "GRPO on GOT-10k",
+    "sft_gqa": "SFT", "grpo_gqa_answer": "GRPO on NExT-GQA", "grpo_gqa": "GRPO on NExT-GQA, think prompt",
+    "grpo_qa_answer": "GRPO on answers only", "grpo_tg_gqa": "GRPO on Charades and NExT-GQA",
+    "videochat_r1": published.R1, "videochat_r1_thinking": published.R1_THINKING, "sft_quality": "SFT",
+    "grpo_quality": "GRPO", "sft_captions": "SFT", "grpo_captions": "GRPO", "temporal_r1": "Temporal-R1-3B",
+    "temporal_rlt": "Temporal-RLT-7B",
+}
+ORDER = {"charades_sta": ("grounding/mIoU", "grounding/R@0.3", "grounding/R@0.5", "grounding/R@0.7"),
+         "nextgqa": ("gqa/accuracy", "gqa/mIoU"), "got10k": ("tracking/AO", "tracking/R@0.5"),
+         "vidtab_qa": ("classification/accuracy",),
+         "dream1k": ("captioning/F1", "captioning/recall", "captioning/precision")}
+ORDER["activitynet"] = ORDER["charades_sta"]
+
+
+def expected() -> list[tuple[str, str, list[float | None], str]]:
+    rows = re.findall(r"^\| (\w+) \| (\w+) \| ([-\d./ ]+) \| (.+) \|$", RECIPES, re.MULTILINE)
+    return [(run, benchmark, [None if n == "-" else float(n) for n in numbers.split(" / ")], source)
+            for run, benchmark, numbers, source in rows]
+
+
+def test_expected_numbers_are_the_published_ones():
+    """The same numbers stand in published.py, from the same tables; a typing error in either is found here."""
+    found = 0
+    for run, benchmark, numbers, _ in expected():
+        names = [ROWS.get(run), ROWS.get(run, "").replace("SFT,", "SFT on Charades,")]
+        rows = [row for row in published.rows_of(benchmark) if row.model in names]
+        if rows:
+            values = [rows[0].values.get(name) for name in ORDER[benchmark]][: len(numbers)]
+            assert [None if v is None else pytest.approx(100 * v) for v in values] == numbers, (run, benchmark)
+            found += 1
+    assert found >= 35
+
+
+def test_every_expected_number_names_its_source_and_a_run_with_a_command():
+    runs = {run for run, *_ in expected()}
+    assert runs - {"base_answer", "base_think"} == set(trained()) - {"temporal_rlt_random"}
+    outs = "\n".join(COMMANDS)
+    for run, benchmark, _, source in expected():
+        assert source.startswith(("VideoChat-R1", "Temporal-R1, README", "Temporal-RLT as quoted by"))
+        places = [f"--out runs/{run}/{benchmark}", f"--out runs/$RUN/{benchmark}"]
+        assert any(place in outs for place in places[: 1 if run.startswith("base") else 2]), (run, benchmark)
+
+
+# --- what it takes ----------------------------------------------------------------------------------------------------
+
+# plan.py's arguments of each data set, and the tokens of an answer with and without thought: all ours but the counts.
+INPUTS = {
+    "grounding": ("--samples 12408 --videos 5338 --seconds 30.6 --width 480 --height 360", 150, 20),
+    "tracking": ("--samples 9335 --frames 8 --seconds 15 --width 1920 --height 1080 --video_bytes 470000", 350, 250),
+    "questions": ("--samples 3358 --videos 567 --seconds 40 --width 640 --height 480", 180, 40),
+    "quality": ("--samples 200 --seconds 9 --width 1920 --height 1080 --video_bytes 500000", 120, 10),
+    "captions": ("--samples 1000 --seconds 30 --width 640 --height 360", 300, 150),
+    "pool": ("--samples 49898 --videos 9775 --seconds 40 --width 640 --height 480", 150, 20),
+    "selected": ("--samples 32000 --videos 9775 --seconds 40 --width 640 --height 480", 150, 20),
+}
+JOINT = ["grounding", "questions", "tracking"]
+RUNS = {  # what a run's plan is made of, beside its command
+    "sft_tg": ["grounding"], "sft_tg_3ep": ["grounding"], "grpo_tg_answer": ["grounding"], "grpo_tg": ["grounding"],
+    "grpo_tg_3ep": ["grounding"], "sft_tracking": ["tracking"], "grpo_tracking": ["tracking"], "sft_qa": ["questions"],
+    "sft_gqa": ["questions"], "grpo_qa_answer": ["questions"], "grpo_gqa_answer": ["questions"],
+    "grpo_qa": ["questions"], "grpo_gqa": ["questions"], "grpo_tg_gqa": JOINT[:2], "videochat_r1": JOINT,
+    "videochat_r1_thinking": JOINT, "sft_quality": ["quality"], "grpo_quality": ["quality"],
+    "sft_captions": ["captions"], "grpo_captions": ["captions"], "temporal_r1": ["grounding"],
+    "temporal_r1_sft": ["grounding"], "temporal_rlt": ["selected"], "temporal_rlt_random": ["selected"],
+}
+MODELS = {name: plan.count(plan.load_shape(name)) for name in plan.SHAPES}
+SHARED = ("max_frames", "total_pixels", "min_pixels", "group_size", "max_new_tokens", "beta", "freeze_vision",
+          "keep_checkpoints", "fps")
+
+
+def job(config: train.Config, source: str) -> plan.Job:
+    """The plan's job for a command of train.py on one of its data sets."""
+    given, thinking, plain = INPUTS[source]
+    made = vars(plan.parse_arguments(shlex.split(given)))
+    tuned = not config.steps
+    asked = config.sft_steps if tuned else config.steps
+    questions = config.sft_questions if tuned else config.questions
+    epochs = -asked if asked < 0 else asked * questions / made["samples"]
+    made |= {name: getattr(config, name) for name in SHARED}
+    made |= {"model": "3b" if "3B" in config.model else "7b", "stage": "sft" if tuned else "grpo", "epochs": epochs,
+             "questions": questions, "completion_tokens": plain if tuned or config.prompt == "answer" else thinking}
+    return plan.Job(**made)
+
+
+def run_row(name: str, config: train.Config) -> str:
+    jobs = [job(config, source) for source in RUNS[name]]
+    model = MODELS[jobs[0].model]
+    memory = max(max(plan.peak_bytes(model, j).values()) for j in jobs)
+    disks = [plan.disk(model, j) for j in jobs]
+    disk = disks[0]["checkpoints"] + disks[0]["models"] + sum(d["videos"] for d in disks)
+    hours = sum(plan.hours(model, j) for j in jobs)
+    cells = (name, jobs[0].model, " + ".join(RUNS[name]), str(sum(map(plan.steps, jobs))), f"{memory / 1e9:.0f}",
+             f"{disk / 1e9:.0f}", f"{hours:.1f}")
+    return "| " + " | ".join(cells) + " |"
+
+
+def answering_row() -> str:
+    """Repeated inference on the pool, before anything is trained."""
+    arguments = f"--model 7b --stage answer {INPUTS['pool'][0]} --total_pixels 1605632 --min_pixels 3136"
+    j = plan.parse_arguments([*shlex.split(arguments), "--questions", str(8 * 8)])
+    memory, disk = (sum(part.values()) for part in (plan.peak_bytes(MODELS["7b"], j), plan.disk(MODELS["7b"], j)))
+    return (f"| probe_charades, probe_nextgqa, probe_nextqa | 7b | pool | {plan.steps(j)} | {memory / 1e9:.0f} | "
+            f"{disk / 1e9:.0f} | {plan.hours(MODELS['7b'], j):.1f} |")
+
+
+def tables() -> dict[str, list[str]]:
+    inputs = ["| data | plan.py | answer, tokens | without thought |", "|---|---|---|---|"]
+    inputs += [f"| {name} | `{given}` | {thinking} | {plain} |" for name, (given, thinking, plain) in INPUTS.items()]
+    runs = ["| run | model | data | steps | memory of a card, GB | disk, GB | hours |", "|---" * 7 + "|"]
+    return {"inputs": inputs, "runs": [*runs, *(run_row(*item) for item in trained().items()), answering_row()]}
+
+
+def with_tables(text: str) -> str:
+    for name, rows in tables().items():
+        table = f"<!-- table: {name} -->\n" + "\n".join(rows) + "\n\n"
+        text = re.sub(rf"<!-- table: {name} -->\n(?:\|[^\n]*\n)*\n", lambda _: table, text)
+    return text
+
+
+def test_the_predictions_are_what_plan_py_says():
+    """`python tests/test_recipes.py` writes them; a figure that was typed, or is older than the formula, fails here."""
+    assert RECIPES == with_tables(RECIPES) and RECIPES.count("<!-- table: ") == 2
+    assert set(RUNS) == set(trained())
+    assert re.search(r"\| grpo_tg \| 7b \| grounding \| 1551 \| 182 \|", RECIPES)  # VideoChat-R1's number of steps
+
+
+def test_what_is_said_to_fit_fits_and_what_is_not_does_not():
+    """The two sentences at the top that decide whether somebody rents a machine."""
+    peak = {name: max(max(plan.peak_bytes(MODELS["3b" if "3B" in config.model else "7b"], job(config, source)).values())
+                      for source in RUNS[name]) for name, config in trained().items()}
+    assert all((bytes_ <= plan.CARD_BYTES) == ("3B" in trained()[name].model) for name, bytes_ in peak.items())
+    assert f"about {peak['grpo_tg'] / 1e9:.0f} GB" in RECIPES
+    answering = plan.parse_arguments(["--stage", "answer", "--questions", "64"])
+    assert max(plan.peak_bytes(MODELS["7b"], answering).values()) < plan.CARD_BYTES
+    small = plan.peak_bytes(MODELS["3b"], job(trained()["grpo_tg"], "grounding"))
+    assert 0.9 * plan.CARD_BYTES < max(small.values()) < plan.CARD_BYTES  # "it leaves little room"
+
+
+@pytest.mark.parametrize("flags", re.findall(r"`(--[a-z_]+[^`]*)`", RECIPES))
+def test_every_flag_named_in_the_text_exists(flags):
+    known = set(vars(train.parse_config([]))) | set(vars(plan.Job()))
+    assert {name for name in re.findall(r"--([a-z_0-9]+)", flags)} <= known
+
+
+def test_links_lead_somewhere():
+    titles = re.findall(r"^#+ (.+)$", RECIPES, re.MULTILINE)
+    headings = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+    for target in re.findall(r"\]\(([^)]+)\)", RECIPES):
+        assert target[1:] in headings if target.startswith("#") else (ROOT / target).exists()
+
+
+def main() -> None:
+    path = ROOT / "RECIPES.md"
+    path.write_text(with_tables(path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
