@@ -31,7 +31,7 @@ import torch
 # ---------------------------------------------------------------------------------------------------------------------
 # 1. Samples: one JSON object a line
 
-TASKS = ("grounding", "qa", "gqa", "tracking", "classification")
+TASKS = ("grounding", "qa", "gqa", "tracking", "classification", "captioning")
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 NUM_BOXES = 8  # of a tracking sample, as in VideoChat-R1
 
@@ -143,6 +143,9 @@ FIELDS = {
     "answer": (_is_text, "a string"),
     "spans": (lambda value: _are_rows(value, 2), "a list of [start, end] in seconds"),
     "boxes": (lambda value: _are_rows(value, 4) and len(value) == NUM_BOXES, "a list of 8 [x0, y0, x1, y1]"),
+    "events": (lambda value: isinstance(value, list) and len(value) > 0
+               and all(isinstance(event, str) and any(map(str.isalnum, event)) for event in value),
+               "a list of sentences with words in them, one for each event"),
     "frames": (lambda value: isinstance(value, list) and len(value) == NUM_BOXES
                and all(type(i) is int and i >= 0 for i in value), "a list of 8 frame numbers from 0"),
     "duration": (lambda value: _is_number(value) and value > 0, "seconds above 0; leave it out if unknown"),
@@ -153,7 +156,7 @@ FIELDS = {
     "end": (lambda value: _is_number(value) and value > 0, "seconds above 0"),
 }
 NEEDED = {"grounding": ["spans"], "qa": ["options", "answer"], "gqa": ["options", "answer", "spans"],
-          "tracking": ["boxes"], "classification": ["options", "answer"]}
+          "tracking": ["boxes"], "classification": ["options", "answer"], "captioning": ["events"]}
 
 
 def find_problem(sample: object) -> str | None:
@@ -194,6 +197,10 @@ GLUE = (" At the same time, in the <glue> </glue> tags, present the precise time
 BOXES = ("Provide your answer within the <answer> </answer> tags as a list of eight sublists, where each sublist "
          "contains the normalized coordinates [x0, y0, x1, y1]. For example: <answer>[[0.1, 0.5, 0.3, 0.55], [0.72, "
          "0.25, 0.84, 0.43], ...]</answer>.\n")
+# Ours: VideoChat-R1 trained captioning as its sixth task and published neither prompt nor code for it. The instruction
+# is the sample's own; the rest follows the other five. A sentence for each event is what the judge compares.
+CAPTION = ("rovide your description within the <answer> </answer> tags, in plain sentences, one for each event, in the "
+           "order in which they happen.\n")
 TEMPORAL_R1_SYSTEM = (
     "You FIRST think about the reasoning process as an internal monologue and then provide the final answer.\n "
     "The reasoning process MUST BE enclosed within <think> </think> tags. The final answer MUST BE put in <answer> "
@@ -255,6 +262,8 @@ def _videochat_r1_text(sample: dict, think: bool) -> str:
                 "a list containing eight sublists. Each sublist includes four normalized coordinates [x0, y0, x1, y1] "
                 "representing the bounding box of the object at specific time intervals.\n\n"
                 + (f"{THINK}\n\n" if think else "") + BOXES)
+    if task == "captioning":
+        return f"{question}{ask}{CAPTION}"
     # VideoChat-R1's instruction lists the labels itself; where an instruction does not, they are added in its words.
     if any(option not in question for option in sample["options"]):
         question += f" Choice one answer from {sample['options']}."
@@ -280,10 +289,22 @@ def target_text(sample: dict, style: str) -> str:
             answer = json.dumps({"start_time": f"{start:.2f}", "end_time": f"{end:.2f}"})
     elif task == "tracking":
         answer = "[" + ", ".join("[" + ", ".join(f"{v:.3f}" for v in box) + "]" for box in sample["boxes"]) + "]"
+    elif task == "captioning":
+        answer = reference_caption(sample)
     else:
         answer = sample["answer"]
     glue = ", ".join(f"({start:.2f}, {end:.2f})" for start, end in spans)
     return f"{thought}<answer>{answer}</answer>" + (f"<glue>[{glue}]</glue>" if task == "gqa" else "")
+
+
+def reference_caption(sample: dict) -> str:
+    """The annotated events as one text: a sentence each, in their order.
+
+    >>> reference_caption({"events": ["a man opens a door", "He leaves."]})
+    'A man opens a door. He leaves.'
+    """
+    events = [event.strip() for event in sample["events"]]
+    return " ".join(event[0].upper() + event[1:] + ("" if event[-1] in ".!?" else ".") for event in events)
 
 
 VIDEO_PAD = "<|video_pad|>"
@@ -407,6 +428,11 @@ def smart_resize(height: int, width: int, *, min_pixels: int, max_pixels: int, f
     return new_height, new_width
 
 
+def frame_budget(num_frames: int, total_pixels: int, min_pixels: int) -> float:
+    """Most pixels of one of `num_frames` frames: `total_pixels` is no hard cap, long videos keep their least size."""
+    return max(min(768 * 784, 2 * total_pixels / num_frames), int(1.05 * min_pixels))
+
+
 def read_video(path: str | Path, *, target_fps: float = 2.0, max_frames: int = 768, total_pixels: int = 3584 * 784,
                min_pixels: int = 16 * 784, start: float | None = None, end: float | None = None,
                frames: list[int] | int | None = None, fps: float = 2.0, reader: str | None = None) -> Clip:
@@ -415,14 +441,13 @@ def read_video(path: str | Path, *, target_fps: float = 2.0, max_frames: int = 7
     start, end: seconds; only frames ceil(start * rate) .. min(floor(end * rate), last) are used, and time counts from
     `start`. frames: exactly these 0-based frames of the file, or, as a number, that many evenly spaced ones, repeated
     if there are fewer. fps: of a folder of frames. reader: "decord" or "pyav", by default decord where it is installed.
-    Budget of a frame: max(min(768 * 784, 2 * total_pixels / T), int(1.05 * min_pixels)), so `total_pixels` is no hard
-    cap. VideoError(path, reason) for whatever cannot be read.
+    The budget of a frame is `frame_budget`'s. VideoError(path, reason) for whatever cannot be read.
     """
     path = find_video(path)
     try:
         source = open_video(path, fps, reader)
         indices, sample_fps = choose_frames(source, target_fps, max_frames, start, end, frames)
-        budget = max(min(768 * 784, 2 * total_pixels / len(indices)), int(1.05 * min_pixels))
+        budget = frame_budget(len(indices), total_pixels, min_pixels)
         wanted = sorted(set(indices))
         chunks = [_resize(torch.from_numpy(chunk), min_pixels, budget) for chunk in source.fetch(wanted)]
     except DECODING_ERRORS as error:
@@ -673,11 +698,15 @@ class Prompt:
     seconds_per_grid: float
 
 
+class PromptTooLong(ValueError):
+    """A prompt over the limit: in training a wrong setting, in evaluation a question that scores 0."""
+
+
 def prepare(sample: dict, clip: Clip | None, tokenizer, style: str = "think", *, max_prompt_tokens: int | None = None,
             tokens_per_second: int = 2, device: str | torch.device = "cpu") -> Prompt:
     """The prompt of one sample as tensors on `device`; `clip` is None for a text-only sample.
 
-    A prompt is never truncated, because that would cut the question or part of the video: ValueError over
+    A prompt is never truncated, because that would cut the question or part of the video: PromptTooLong over
     `max_prompt_tokens`, with the arithmetic.
     """
     if (clip is None) != ("video" not in sample):
@@ -694,7 +723,7 @@ def prepare(sample: dict, clip: Clip | None, tokenizer, style: str = "think", *,
 
 
 def check_prompt_length(sample: dict, ids: torch.Tensor, clip: Clip | None, limit: int | None) -> None:
-    """ValueError with the arithmetic (frames x size -> tokens) for a prompt over `limit` tokens."""
+    """PromptTooLong with the arithmetic (frames x size -> tokens) for a prompt over `limit` tokens."""
     if limit is None or len(ids) <= limit:
         return
     message = f"sample {sample['id']}: the prompt has {len(ids)} tokens, more than {limit}"
@@ -703,7 +732,7 @@ def check_prompt_length(sample: dict, ids: torch.Tensor, clip: Clip | None, limi
         t, h, w = math.ceil(T / 2), H // 28, W // 28
         message += (f": {T} frames of {W} x {H} pixels -> {t} x {h} x {w} = {t * h * w} video tokens, and "
                     f"{len(ids) - t * h * w} of text; lower --total_pixels or --max_frames")
-    raise ValueError(message)
+    raise PromptTooLong(message)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -714,7 +743,8 @@ def write_jsonl(file: Path, samples: list[dict], source: Path | None = None) -> 
     """One sample a line, UTF-8. `source`: the file they come from. Where `file` lies elsewhere, videos that lie beside
     `source` get their absolute path, so that they are found from there too."""
     moved = source is not None and file.parent.resolve() != source.parent.resolve()
-    with open(file, "w", encoding="utf-8", newline="\n") as lines:
+    # Half a surrogate pair is no UTF-8, but JSON may hold it as \ud83d, which is just how backslashreplace writes it.
+    with open(file, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as lines:
         for sample in samples:
             if moved and "video" in sample and (video := source.parent.resolve() / sample["video"]).exists():
                 sample = {**sample, "video": str(video)}
@@ -722,6 +752,8 @@ def write_jsonl(file: Path, samples: list[dict], source: Path | None = None) -> 
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    from annotations import FORMATS  # here, because it imports this file
+
     parser = argparse.ArgumentParser(prog="data.py", description="Samples: make, convert, check and select them.")
     commands = parser.add_subparsers(dest="command", required=True)
 
@@ -735,7 +767,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     toy.add_argument("--seed", type=int, default=0, help="of everything random in them (%(default)s)")
 
     convert = command("convert", "turn a published annotation format into samples")
-    convert.add_argument("name", metavar="NAME", help="the format, for example charades_sta")
+    convert.add_argument("name", metavar="NAME", help=f"the format: {', '.join(FORMATS)}")
     convert.add_argument("--src", type=Path, required=True, help="its annotation file or folder")
     convert.add_argument("--out", type=Path, required=True, help="jsonl file to write")
     convert.add_argument("--split", help="one of the format's splits (its first)")
@@ -751,9 +783,17 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         check.add_argument(f"--{field.name}", type=field.type, default=field.default,
                            help="as in train.py (%(default)s)")
 
-    select = command("select", "keep the samples whose K completions differ (variance-aware selection)")
-    select.add_argument("predictions", type=Path, help="predictions.jsonl of eval.py --num_samples K")
-    select.add_argument("--data", required=True, help="the samples it was run on: FILE, or the same part FILE:N")
+    add_select_arguments(command("select", "keep the samples whose K completions differ (variance-aware selection)"))
+
+    command("worker", "decode videos for another process (loader.py starts it)")
+    return parser.parse_args(arguments)
+
+
+def add_select_arguments(select: argparse.ArgumentParser) -> None:
+    select.add_argument("answers", metavar="ANSWERS", type=Path,
+                        help="predictions.jsonl of eval.py --num_samples K, or completions.jsonl of a training run: "
+                             "then each sample's latest group counts, and nothing is asked again")
+    select.add_argument("--data", required=True, help="the samples that were asked: FILE, or the same part FILE:N")
     select.add_argument("--out", type=Path, required=True, help="jsonl file to write; the report goes beside it")
     for name, meaning in (("std", "spread"), ("mean", "mean")):  # absent flags stay out of the namespace
         either = select.add_mutually_exclusive_group()
@@ -761,11 +801,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
                             help=f"continuous tasks: least {meaning} of the task scores (0.1)")
         either.add_argument(f"--{name}_quantile", type=float, default=argparse.SUPPRESS,
                             help=f"the {meaning} at this quantile of the task's samples instead")
-    select.add_argument("--control", choices=["random"], help="as many samples of each task, but drawn by chance")
-    select.add_argument("--seed", type=int, default=0, help="of the random control (%(default)s)")
-
-    command("worker", "decode videos for another process (loader.py starts it)")
-    return parser.parse_args(arguments)
+    select.add_argument("--control", choices=["random", "easiest", "hardest"],
+                        help="as many samples of each task, but by chance, or those of the highest or lowest mean")
+    select.add_argument("--seed", type=int, default=0, help="of what a control draws (%(default)s)")
+    select.add_argument("--since", type=int, metavar="STEP", help="training run: ignore the steps before this one (0)")
+    select.add_argument("--unseen", choices=["drop", "keep"],
+                        help="training run: what becomes of samples that it never reached (drop)")
 
 
 def run_command(args: argparse.Namespace) -> int:
@@ -791,8 +832,10 @@ def run_command(args: argparse.Namespace) -> int:
         import selection
         options = ("min_std", "min_mean", "std_quantile", "mean_quantile", "control", "seed")
         options = {name: value for name, value in vars(args).items() if name in options}
-        kept, total = selection.write_selection(args.predictions, args.data, args.out, options)
-        print(f"{kept} of {total} samples kept in {args.out}")
+        report = selection.write_selection(args.answers, args.data, args.out, options, since=args.since,
+                                           unseen=args.unseen)
+        print(selection.report_text(report))
+        print(f"{report['kept']} of {report['total']} samples kept in {args.out}")
     return 0
 
 

@@ -4,50 +4,48 @@ Every completion is scored by `rewards.score`, the function that training maximi
 A sample that fails in any way (unreadable video, unreadable answer) stays in the denominator with 0. Dropping it, as
 published evaluation scripts do, makes a model look better the more often it breaks.
 
-Read in this order: what one completion is worth (`sample_metrics`), the means (`compute_metrics`), four answers that
-never look at the video (`blind_baselines`), the answers of a model (`answer_all`), the command line. The four are no
-formality: on VideoChat-R1's 180 tracking sequences, copying the start box eight times gets an AO of 42.35, where the
-paper's models get 41.8 to 43.8.
+    python eval.py --model M --video clip.mp4 --task grounding --question "a person opens the door"     one question
+    torchrun eval.py --model M --data x.jsonl --out DIR                                                  a data set
 
-Left out on purpose: official scripts' own parsers (numbers here are those of one parser for all), metrics that need a
-judge model, and confidence intervals.
+Read in this order: what one completion is worth (`sample_metrics`), the means (`compute_metrics`), how sure they are
+and what they are for each kind of question, four answers that never look at the video (`blind_baselines`), the command
+line. How a model is asked is in answers.py. The four are no formality: on VideoChat-R1's 180 tracking sequences,
+copying the start box eight times gets an AO of 42.35, where the paper's models get 41.8 to 43.8.
+
+Left out on purpose: official scripts' own parsers (numbers here are those of one parser for all), blind captions, and
+intervals that know that questions about one video are alike.
 """
 
 import argparse
 import hashlib
 import json
 import math
+import platform
+import shutil
 import sys
 from collections import Counter
-from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
-import torch
-from tqdm import tqdm
 
+import published
 import rewards
 import scale
-from data import STYLES, TASKS, Prompt, VideoError, VideoSettings, load_samples, prepare, prompt_wants_thought
-from grpo import rollout
+from answers import (CHANGES, SETTINGS, Asking, answer_all, claim, complete, probe_samples, what_decides, what_is_read,
+                     with_style, write_lines)
+from data import (FIELDS, STYLES, TASKS, VideoError, VideoSettings, load_samples, parse_entry, prepare,
+                  reference_caption)
+from judge import load_judge
 from loader import VideoLoader
 from model import VideoLM
-
-# The order of the columns. A task that is not in the data has none of its names in the result.
-METRICS = (
-    "grounding/mIoU", "grounding/R@0.3", "grounding/R@0.5", "grounding/R@0.7",
-    "qa/accuracy",
-    "gqa/accuracy", "gqa/mIoU", "gqa/mIoP", "gqa/Acc@GQA",
-    "tracking/AO", "tracking/AO@2-7", "tracking/R@0.5",
-    "classification/accuracy",
-    "parse_failure",
-)
-
+from tables import METRICS, print_categories, print_probes, print_published, print_reasons, print_table
 
 # ---- what one completion is worth -----------------------------------------------------------------------------------
 
 
-def sample_metrics(sample: dict, completion: str | None) -> dict[str, float]:
+def sample_metrics(sample: dict, completion: str | None,
+                   judge: rewards.Judge = rewards.words_judge) -> dict[str, float]:
     """All metrics of one sample, each in [0, 1]; their means over a data set are what is reported.
 
     None stands for a completion that does not exist, for example because the video cannot be read: it counts 0 in
@@ -60,7 +58,7 @@ def sample_metrics(sample: dict, completion: str | None) -> dict[str, float]:
     """
     completion = completion or ""
     task = sample["task"]
-    _, parts, reason = rewards.score(sample, completion)
+    _, parts, reason = rewards.score(sample, completion, judge=judge)
     metrics = {}
     if task == "grounding":
         metrics["mIoU"] = parts["temporal_iou"]
@@ -75,6 +73,9 @@ def sample_metrics(sample: dict, completion: str | None) -> dict[str, float]:
         metrics["AO"] = parts["box_iou"]
         metrics["AO@2-7"] = unseen_boxes_overlap(sample, completion)
         metrics["R@0.5"] = reaches(parts["box_iou"], 0.5)
+    elif task == "captioning":
+        metrics["recall"] = parts["event_recall"]
+        metrics["precision"] = caption_precision(sample, completion, judge)
     else:  # qa, classification
         metrics["accuracy"] = parts["accuracy"]
     named = {f"{task}/{name}": value for name, value in metrics.items()}
@@ -122,22 +123,122 @@ def unseen_boxes_overlap(sample: dict, completion: str) -> float:
     return sum(overlaps[2:]) / 6
 
 
+def caption_precision(sample: dict, completion: str, judge: rewards.Judge = rewards.words_judge) -> float:
+    """The share of the caption's sentences that the annotated events tell, by the judge with its two sides exchanged.
+
+    Dream-1k has a model cut the caption into events first; here a sentence is one, so that a sentence of three true
+    events may fail where three short ones pass. It measures against the annotation: what is true and not annotated is
+    not told.
+
+    >>> sample = {"id": "a", "task": "captioning", "events": ["A man opens the door", "He takes a cup"]}
+    >>> caption_precision(sample, "<answer>The man opens a door. A dog barks.</answer>")
+    0.5
+    """
+    caption, _ = rewards.read(completion, "answer", rewards.parse_caption)
+    sentences = rewards.split_sentences(caption or "")
+    reference = reference_caption(sample)
+    return sum(rewards.told(judge, [(sentence, reference) for sentence in sentences])) / max(len(sentences), 1)
+
+
 # ---- the means ------------------------------------------------------------------------------------------------------
 
 
-def compute_metrics(samples: list[dict], completions: list[str | None]) -> dict[str, float]:
+def compute_metrics(samples: list[dict], completions: list[str | None],
+                    judge: rewards.Judge = rewards.words_judge) -> dict[str, float]:
     """Means over samples of the names in METRICS, and `n`, their number. One completion a sample, None if it failed.
 
     The tasks may be mixed: a task's metrics are means over its own samples, `parse_failure` and `n` over all.
+    captioning/F1 is the F1 of the two means, as VideoChat-R1's rows for Dream-1k are (30.6 from 33.8 and 27.9).
     ValueError if the two lists differ in length.
     """
     if len(samples) != len(completions):
         raise ValueError(f"{len(samples)} samples but {len(completions)} completions: one each, None where it failed")
-    values: dict[str, list[float]] = {}
-    for sample, completion in zip(samples, completions):
-        for name, value in sample_metrics(sample, completion).items():
-            values.setdefault(name, []).append(value)
-    return {name: sum(values[name]) / len(values[name]) for name in METRICS if name in values} | {"n": len(samples)}
+    return means_of([sample_metrics(sample, completion, judge) for sample, completion in zip(samples, completions)])
+
+
+def means_of(values: list[dict[str, float]]) -> dict[str, float]:
+    """Means of what `sample_metrics` gives, in the order of METRICS, and `n`."""
+    columns: dict[str, list[float]] = {}
+    for of_sample in values:
+        for name, value in of_sample.items():
+            columns.setdefault(name, []).append(value)
+    means = {name: sum(column) / len(column) for name, column in columns.items()}
+    if "captioning/recall" in means:
+        means["captioning/F1"] = float(f1(means["captioning/precision"], means["captioning/recall"]))
+    return {name: means[name] for name in METRICS if name in means} | {"n": len(values)}
+
+
+def f1(precision, recall):
+    """Harmonic mean of two numbers or two arrays; 0 where both are."""
+    return 2 * precision * recall / np.maximum(precision + recall, 1e-12)
+
+
+def values_of(samples: list[dict], predictions: list[dict],
+              judge: rewards.Judge = rewards.words_judge) -> list[dict[str, float]]:
+    """The metrics of each sample; of its K completions the mean."""
+    values = []
+    for sample, prediction in zip(samples, predictions, strict=True):
+        rounds = [sample_metrics(sample, completion, judge) for completion in prediction["completions"]]
+        values.append({name: sum(r[name] for r in rounds) / len(rounds) for name in rounds[0]})
+    return values
+
+
+# ---- how sure, and for which kind of question -----------------------------------------------------------------------
+
+RESAMPLES = 1000
+
+
+def resampled_means(values: list[dict[str, float]]) -> dict[str, np.ndarray]:
+    """The means of RESAMPLES data sets drawn with replacement from this one: {name: (RESAMPLES,)}.
+
+    Which samples are drawn depends on their number alone. So two runs over the same samples meet the same draws, and
+    the differences of their means are those of one data set asked twice.
+    """
+    means = {}
+    for name in METRICS:
+        column = np.array([of_sample[name] for of_sample in values if name in of_sample])  # (S,)
+        if len(column):
+            rng = np.random.default_rng(0)
+            draws = (rng.integers(0, len(column), len(column)) for _ in range(RESAMPLES))
+            means[name] = np.array([column[draw].mean() for draw in draws])
+    if "captioning/recall" in means:
+        means["captioning/F1"] = f1(means["captioning/precision"], means["captioning/recall"])
+    return means
+
+
+def intervals_of(means: dict[str, np.ndarray]) -> dict[str, list[float]]:
+    """95 % percentile bootstrap: {name: [low, high]}. It covers the choice of samples, not that of a training seed."""
+    return {name: np.quantile(column, (0.025, 0.975)).tolist() for name, column in means.items()}
+
+
+NEXT_QA = {"CW", "CH", "TN", "TC", "TP", "DC", "DL", "DO"}  # causal, temporal, descriptive: why, how, next, ...
+
+
+def by_category(samples: list[dict], values: list[dict[str, float]]) -> dict[str, dict[str, dict[str, float]]]:
+    """{task: {category: metrics}} for the tasks whose samples have a `category`, in the order of the file.
+
+    `macro mean` is over the categories, each with the same weight. Where they are NExT-QA's types, TP counts as TN, as
+    in the official script, and `Acc@C`, `Acc@T` and `Acc@D` sum up by the first letter.
+    """
+    tables = {}
+    for task in TASKS:
+        pairs = [(str(sample["category"]), value) for sample, value in zip(samples, values)
+                 if sample["task"] == task and sample.get("category")]
+        is_next_qa = {category for category, _ in pairs} <= NEXT_QA
+        groups: dict[str, list] = {}
+        for category, value in pairs:
+            groups.setdefault("TN" if is_next_qa and category == "TP" else category, []).append(value)
+        if not groups:
+            continue
+        rows = {category: means_of(group) for category, group in groups.items()}
+        names = next(iter(rows.values()))
+        macro = {name: sum(row[name] for row in rows.values()) / len(rows) for name in names} | {"n": len(pairs)}
+        if is_next_qa:
+            for letter in "CTD":
+                if group := [value for category, value in pairs if category[0] == letter]:
+                    rows[f"Acc@{letter}"] = means_of(group)
+        tables[task] = rows | {"macro mean": macro}
+    return tables
 
 
 # ---- answers that never look at the video ---------------------------------------------------------------------------
@@ -157,6 +258,7 @@ def blind_baselines(samples: list[dict]) -> dict[str, dict[str, float]]:
     gqa asks for a letter and for windows: all three guessers name the commonest letter, and `most_frequent_letter`
     gives the whole video as its evidence. Fractions and letters are chosen on the very samples they are scored on,
     which makes them upper bounds: a blind model that has learnt the best constant from other data gets a little less.
+    captioning has no guesser: what a text model says without a look depends on the model.
     """
     letters = most_frequent_answers(samples)
     fallback = fallback_length(samples)
@@ -265,99 +367,6 @@ def write(sample: dict, answer: str, glue: str | None = None) -> str:
     return f"{thought}<answer>{answer}</answer>" + ("" if glue is None else f"<glue>{glue}</glue>")
 
 
-# ---- answers of a model ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Asking:
-    """How questions are put and answered."""
-    style: str  # of the prompt
-    max_new_tokens: int
-    max_prompt_tokens: int | None = None
-    num_samples: int = 1  # completions of each question
-    temperature: float = 0.0  # 0 is greedy
-    mix: str = "sum"  # of the reward's parts
-    seed: int = 0
-    batch: int = 32  # questions answered together, on each rank
-
-
-def answer_all(model, loader, samples: list[dict], world: scale.World, asking: Asking, title: str) -> list[dict]:
-    """Completions of every sample, on all ranks together; each sample is answered by exactly one rank.
-
-    Returns, on every rank and in the order of `samples`, one dict a sample: id, task, completions, rewards, parts and
-    reasons, each a list of `num_samples`. A sample whose video cannot be read has empty completions of reward 0.
-    """
-    mine = world.share(samples)
-    predictions: list[dict] = []
-    bar = tqdm(total=len(samples), desc=title, unit="q", disable=not world.is_first, leave=False)
-    for start in range(0, len(mine), asking.batch):
-        for sample in mine[start:start + 2 * asking.batch]:  # this batch, and the next while this one is answered
-            loader.submit(sample)
-        predictions += answer_batch(model, loader, mine[start:start + asking.batch], asking)
-        bar.update(min(len(samples) - bar.n, asking.batch * world.size))
-    bar.close()
-    return scale.gather(world, predictions)
-
-
-def answer_batch(model, loader, samples: list[dict], asking: Asking) -> list[dict]:
-    prompts, problems = load_prompts(model, loader, samples, asking.style, asking.max_prompt_tokens)
-    readable = [prompt for prompt in prompts if prompt is not None]
-    # -1: no step of training draws this noise
-    seeds = [sampling_seed(asking.seed, -1, prompt.sample["id"]) for prompt in readable]
-    groups = iter(rollout(model, readable, group_size=asking.num_samples, max_new_tokens=asking.max_new_tokens,
-                          temperature=asking.temperature, seeds=seeds, mix=asking.mix))
-    predictions = []
-    for sample, prompt in zip(samples, prompts):
-        line = {"id": sample["id"], "task": sample["task"]}
-        if prompt is None:
-            K, nothing = asking.num_samples, rewards.score(sample, "", asking.mix)
-            line |= {"completions": [""] * K, "rewards": [0.0] * K, "parts": [nothing.parts] * K,
-                     "reasons": ["unreadable_video"] * K, "problem": problems[sample["id"]]}
-        else:
-            group = next(groups)
-            line |= {"completions": group.texts, "rewards": [score.total for score in group.scores],
-                     "parts": [score.parts for score in group.scores], "reasons": group.reasons}
-        predictions.append(line)
-    return predictions
-
-
-def load_prompts(model, loader, samples: list[dict], style: str,
-                 max_prompt_tokens: int | None = None) -> tuple[list[Prompt | None], dict[str, str]]:
-    """The prompt of each sample, None where its video cannot be read; and those samples' ids with the reason."""
-    prompts, problems = [], {}
-    for sample in samples:
-        try:
-            clip = loader.load(sample)
-        except VideoError as error:
-            problems[sample["id"]] = str(error)
-            prompts.append(None)
-            continue
-        prompts.append(prepare(sample, clip, model.tokenizer, style, max_prompt_tokens=max_prompt_tokens,
-                               tokens_per_second=model.tokens_per_second, device=model.device))
-    return prompts, problems
-
-
-def sampling_seed(seed: int, step: int, sample_id: str) -> int:
-    """Where the noise of one question in one step comes from: a function of these three and of nothing else."""
-    return int.from_bytes(hashlib.blake2b(f"{seed} {step} {sample_id}".encode(), digest_size=7).digest(), "big")
-
-
-def with_style(samples: list[dict], style: str) -> list[dict]:
-    """Samples that say themselves whether a thought is asked for: the format reward reads it there."""
-    return [{**sample, "think": prompt_wants_thought(sample, style)} for sample in samples]
-
-
-def print_table(columns: dict[str, dict], title: str = "") -> None:
-    """One row a metric, one column an evaluation; what an evaluation does not have is a dash, or no column at all."""
-    names = [name for name in METRICS if any(name in column for column in columns.values())]
-    columns = {key: column for key, column in columns.items() if any("/" in name for name in column)}
-    width = 2 + max(map(len, columns), default=0)
-    print(f"\n{title:24}" + "".join(f"{name:>{width}}" for name in columns))
-    for name in names:
-        cells = [f"{column[name]:.3f}" if column.get(name) is not None else "-" for column in columns.values()]
-        print(f"{name:24}" + "".join(f"{cell:>{width}}" for cell in cells))
-
-
 # ---- the command line -----------------------------------------------------------------------------------------------
 
 
@@ -367,20 +376,34 @@ PUBLISHED = {"prompt": "think", "fps": 2.0, "max_frames": 768, "total_pixels": 3
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Answer the questions of a data set and score the answers.",
+    parser = argparse.ArgumentParser(description="Answer one question about one video (--video), or the questions of a "
+                                                 "data set (--data) and score the answers.",
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
     add("--model", required=True, help="Hugging Face folder or hub id of a Qwen2.5-VL")
-    add("--data", required=True, nargs="+", help="samples: FILE[@VIDEO_ROOT][:N] or FILE[@VIDEO_ROOT][:P%%]")
-    add("--out", required=True, type=Path, help="folder for predictions.jsonl and metrics.json")
+    add("--video", help="one video file, or folder of frames, to answer one question about")
+    add("--task", choices=TASKS, help="with --video: the kind of question")
+    add("--question", help="with --video: the event to find, the question, or the object to track")
+    add("--options", nargs="+", help="with --video: the answers to choose from, without letters (qa, gqa, "
+        "classification)")
+    add("--box", nargs=4, type=float, metavar=("X0", "Y0", "X1", "Y1"),
+        help="with --video: where the object is at first, as fractions of width and height (tracking)")
+    add("--data", nargs="+", help="samples: FILE[@VIDEO_ROOT][:N] or FILE[@VIDEO_ROOT][:P%%]")
+    add("--out", type=Path, help="folder for predictions.jsonl and metrics.json; answers that are there already, after "
+        "a kill or from a complete run, are not asked for again")
+    add("--overwrite", action="store_true", help="delete the answers in --out and ask again")
+    add("--benchmark", choices=published.BENCHMARKS, help="print the published numbers of this benchmark beside ours")
+    add("--probe", action="store_true", help="ask again with shuffled, frozen, black and exchanged videos, and print "
+        "how much of the score each costs")
     add("--video_root", help="where the videos lie, unless the entry says so; else the folder of its file")
     add("--tasks", nargs="+", choices=TASKS, help="only these tasks")
     add("--prompt", choices=STYLES, help=f"with thought, without, or Temporal-R1's JSON ({as_trained('prompt')})")
     add("--reward", default="sum", choices=rewards.MIXES, help="how the parts make up a reward")
+    add("--judge", default="", help="causal LM that says which events a caption tells; without it word rules do")
     add("--num_samples", type=int, default=1, help="completions of each question (K)")
     add("--temperature", type=float, help="0 is greedy; by default 0 for one completion and 1 for several")
     add("--max_new_tokens", type=int, help=f"longest completion, in tokens ({as_trained('max_new_tokens')})")
-    add("--max_prompt_tokens", type=int, help=f"a longer prompt is an error ({as_trained('max_prompt_tokens')})")
+    add("--max_prompt_tokens", type=int, help=f"a longer prompt scores 0 ({as_trained('max_prompt_tokens')})")
     add("--batch", type=int, default=8, help="questions that are answered together")
     add("--seed", type=int, default=0, help="of the sampling")
     add("--fps", type=float, help=f"frames looked at, for each second of video ({as_trained('fps')})")
@@ -391,6 +414,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--decode_seconds", type=float, default=60, help="a video that takes longer is given up")
     add("--device", default="auto", help="auto takes CUDA, then MPS, then the CPU")
     args = parser.parse_args(arguments)
+    if problem := find_problem(args):
+        parser.error(problem)
     trained = read_asked(args.model)
     for name, value in trained.items():
         if getattr(args, name) is None:
@@ -413,43 +438,208 @@ def write_asked(folder: Path, settings: dict) -> None:
     (folder / ASKED).write_text(json.dumps({name: settings[name] for name in PUBLISHED}, indent=1) + "\n")
 
 
+def find_problem(args: argparse.Namespace) -> str | None:
+    """What is wrong with the flags, in words that name the flag and the remedy."""
+    for name in ("num_samples", "batch", "max_new_tokens"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            return f"--{name} is {getattr(args, name)}; it must be at least 1"
+    if args.video is None:
+        given = next((name for name in ("task", "question", "options", "box") if getattr(args, name) is not None), None)
+        if given or args.data is None or args.out is None:
+            problem = f"--{given} needs --video" if given else "something to ask is missing"
+            return (f"{problem}: give --data and --out for a data set, or --video, --task and --question for one "
+                    "question")
+        if args.probe and (args.num_samples > 1 or args.temperature):
+            return "--probe compares greedy answers: leave out --num_samples and --temperature"
+        return None
+    given = next((name for name in ("data", "out", "benchmark", "probe", "tasks") if getattr(args, name)), None)
+    if given:
+        return f"--{given} is for a data set; leave it out, or leave out --video"
+    if args.task is None or args.question is None:
+        return "--video needs --task and --question"
+    wanted = {"qa": "options", "gqa": "options", "classification": "options", "tracking": "box"}.get(args.task)
+    for name in ("options", "box"):
+        if (getattr(args, name) is not None) != (name == wanted):
+            return f"--task {args.task} {'needs' if name == wanted else 'has no'} --{name}"
+    if args.box and not (0 <= args.box[0] < args.box[2] <= 1 and 0 <= args.box[1] < args.box[3] <= 1):
+        return f"--box {args.box} is no box: X0 < X1 and Y0 < Y1 are fractions of the frame, from 0 to 1"
+    for field, value in question_of(args).items():
+        if not FIELDS[field][0](value):
+            return f"{field!r} is {value!r}; it must be {FIELDS[field][1]}"
+    return None
+
+
 def main(arguments: list[str] | None = None) -> None:
     args = parse_arguments(arguments)
     world = scale.start(args.device)
-    samples = with_style(load_samples(args.data, args.video_root, args.tasks, args.seed), args.prompt)
-    model = VideoLM.load(args.model, world.device)
     settings = VideoSettings(args.fps, args.max_frames, args.total_pixels, args.min_pixels)
     temperature = args.temperature if args.temperature is not None else float(args.num_samples > 1)
-    asking = Asking(args.prompt, args.max_new_tokens, args.max_prompt_tokens, args.num_samples, temperature, args.reward,
-                    args.seed, args.batch)
-    with VideoLoader(settings, num_workers=args.num_workers, deadline=args.decode_seconds) as loader:
-        predictions = answer_all(model, loader, samples, world, asking, "answering")
-    if world.is_first:
-        write_results(args, samples, predictions)
+    asking = Asking(args.prompt, args.max_new_tokens, args.max_prompt_tokens, args.num_samples, temperature,
+                    args.reward, args.seed, args.batch, load_judge(args.judge, world.device))
+    if args.video is None:
+        evaluate(args, world, settings, asking)
+    elif world.is_first:
+        answer_one(args, world, settings, asking)
     scale.stop()
 
 
-def write_results(args: argparse.Namespace, samples: list[dict], predictions: list[dict]) -> None:
-    """predictions.jsonl, metrics.json, and the table beside what a blind answer scores."""
-    args.out.mkdir(parents=True, exist_ok=True)
-    with open(args.out / "predictions.jsonl", "w", encoding="utf-8") as file:
-        for prediction in predictions:
-            file.write(json.dumps(prediction) + "\n")
-    # Several completions of a sample: the mean over them, one compute_metrics for each.
-    rounds = [compute_metrics(samples, [p["completions"][k] for p in predictions]) for k in range(args.num_samples)]
-    metrics = {name: float(np.mean([r[name] for r in rounds])) for name in rounds[0]} | {"n": len(samples)}
-    baselines = blind_baselines(samples)
-    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
-    report = {**metrics, "baselines": baselines, "config": settings}
+# ---- one question ---------------------------------------------------------------------------------------------------
+
+
+def question_of(args: argparse.Namespace) -> dict:
+    """The flags as a sample. It has no truth, so it can be asked and read but not scored."""
+    sample = {"id": Path(args.video).name, "task": args.task, "question": args.question,
+              "video": args.video and str(Path(args.video).absolute())}
+    if args.options is not None:
+        sample["options"] = args.options
+    if args.box is not None:
+        sample["boxes"] = [args.box] * 8  # the prompt shows the first
+    return sample
+
+
+def answer_one(args: argparse.Namespace, world: scale.World, settings: VideoSettings, asking: Asking) -> None:
+    """Print the completions of one question and what the parser reads in them."""
+    (sample,) = with_style([question_of(args)], args.prompt)
+    with VideoLoader(settings, num_workers=min(args.num_workers, 1), deadline=args.decode_seconds) as loader:
+        clip = loader.load(sample)  # first: a video that cannot be read is known before a large model is loaded
+    model = VideoLM.load(args.model, world.device)
+    prompt = prepare(sample, clip, model.tokenizer, args.prompt, max_prompt_tokens=args.max_prompt_tokens,
+                     tokens_per_second=model.tokens_per_second, device=model.device)
+    for text, ended in complete(model, prompt, asking):
+        print(text)
+        if not ended:
+            print(f"(cut at --max_new_tokens {args.max_new_tokens})")
+        print(f"\nread as: {what_is_read(sample, text, clip.seconds.tolist())}\n")
+
+
+# ---- a data set -----------------------------------------------------------------------------------------------------
+
+
+def evaluate(args: argparse.Namespace, world: scale.World, settings: VideoSettings, asking: Asking) -> None:
+    """Answer what is not answered yet, then compute everything from the files of answers."""
+    samples = with_style(load_samples(args.data, args.video_root, args.tasks, args.seed), args.prompt)
+    open_folder(args, world, what_decides(args.model, args.judge, asking, settings, samples))
+    answers: dict[str, list[dict]] = {}  # by probe; "" is the video as it is
+    model = None
+    probes = ["", *CHANGES] if args.probe else [""]
+    complete_already = all(answer_paths(args.out, probe)[0].exists() for probe in probes)
+    num_workers = 0 if complete_already else args.num_workers
+    with VideoLoader(settings, num_workers=num_workers, deadline=args.decode_seconds) as loader:
+        for probe in probes:
+            asked = probe_samples(probe, samples, answers[""]) if probe else samples
+            file, partial = answer_paths(args.out, probe)
+            found = read_answers(world, file, asked)
+            if found is None:
+                model = model or VideoLM.load(args.model, world.device)
+                title, change = probe or "answering", CHANGES.get(probe)
+                found = answer_all(model, loader, asked, world, asking, title, partial, change)
+                if world.is_first:
+                    write_lines(file, found)
+            elif world.is_first:
+                print(f"{file} is complete and not asked for again (--overwrite does)")
+            if world.is_first:
+                shutil.rmtree(partial, ignore_errors=True)
+            answers[probe] = found
+    if world.is_first:
+        write_results(args, samples, answers, asking.judge)
+
+
+def answer_paths(out: Path, probe: str) -> tuple[Path, Path]:
+    """Where the answers are when they are complete, and where while they are not."""
+    end = f".{probe}" if probe else ""
+    return out / f"predictions{end}.jsonl", out / f"partial{end}"
+
+
+def open_folder(args: argparse.Namespace, world: scale.World, settings: dict) -> None:
+    """Make sure that what --out holds, if anything, are answers to these questions asked in this way."""
+    if args.overwrite and world.is_first:
+        for probe in ["", *CHANGES]:
+            file, partial = answer_paths(args.out, probe)
+            file.unlink(missing_ok=True)
+            shutil.rmtree(partial, ignore_errors=True)
+        for name in (SETTINGS, "metrics.json"):
+            (args.out / name).unlink(missing_ok=True)
+    scale.wait_for_all(world)
+    if answer_paths(args.out, "")[0].exists() and not (args.out / SETTINGS).exists():
+        raise ValueError(f"{args.out} holds a predictions.jsonl and no {SETTINGS} that says how it was asked for: name "
+                         "another --out, or replace it with --overwrite")
+    claim(world, args.out, settings)
+
+
+def read_answers(world: scale.World, file: Path, samples: list[dict]) -> list[dict] | None:
+    """Complete answers of an earlier run, as rank 0 sees them; None where there are none."""
+    found = None
+    if world.is_first and file.exists():
+        found = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    (found,) = scale.gather(world, [found] if world.is_first else [])
+    if found is not None and [line["id"] for line in found] != [sample["id"] for sample in samples]:
+        raise ValueError(f"{file}: its {len(found)} answers are not those of the {len(samples)} samples, in their "
+                         "order; it was changed, --overwrite asks again")
+    return found
+
+
+def write_results(args: argparse.Namespace, samples: list[dict], answers: dict[str, list[dict]],
+                  judge: rewards.Judge = rewards.words_judge) -> None:
+    """metrics.json, and the tables: beside what a blind answer scores, by category, without the video, as published."""
+    values = values_of(samples, answers[""], judge)
+    metrics, intervals, baselines = means_of(values), intervals_of(resampled_means(values)), blind_baselines(samples)
+    reasons = count_reasons(answers[""])
+    report = {**metrics, "intervals": intervals, "baselines": baselines, "reasons": reasons,
+              "categories": by_category(samples, values)}
+    if args.probe:
+        probed = {probe: probe_samples(probe, samples, answers[""]) for probe in CHANGES}
+        report["probes"] = {probe: compare(samples, values, probed[probe], answers[probe], judge) for probe in CHANGES}
+    report["config"] = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
+    report |= {"versions": versions(), "data": {str(file): hash_of(file) for file, _, _ in map(parse_entry, args.data)}}
     (args.out / "metrics.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    print_table({"model": metrics, **baselines}, f"{len(samples)} samples")
-    for prediction in predictions:
+    for prediction in answers[""]:
         if "problem" in prediction:
-            print(f"unreadable: {prediction['id']}: {prediction['problem']}")
+            print(f"{prediction['reasons'][0]}: {prediction['id']}: {prediction['problem']}")
+    print_reasons(reasons)
+    print_categories(report["categories"])
+    if args.benchmark:
+        print_published(args.benchmark, metrics)
+    if args.probe:
+        print_probes(report["probes"], metrics, baselines)
+    print_table({"model": metrics, **baselines}, f"{len(samples)} samples", intervals)
+
+
+def count_reasons(predictions: list[dict]) -> dict[str, int]:
+    """{reason: number of completions}, the commonest first."""
+    return dict(Counter(reason for prediction in predictions for reason in prediction["reasons"]).most_common())
+
+
+def compare(samples: list[dict], values: list[dict[str, float]], probed: list[dict], predictions: list[dict],
+            judge: rewards.Judge) -> dict:
+    """A probe beside the answers to the same samples with the video intact."""
+    value_of = {sample["id"]: value for sample, value in zip(samples, values)}
+    intact, spoilt = [value_of[sample["id"]] for sample in probed], values_of(probed, predictions, judge)
+    score, before = means_of(spoilt), means_of(intact)
+    resampled, resampled_before = resampled_means(spoilt), resampled_means(intact)  # the same draws
+    counts = Counter(sample["task"] for sample in probed)
+    return {"n": dict(counts), "score": score, "intact": before, "drop": {name: before[name] - score[name] for name in resampled},
+            "drop_intervals": intervals_of({name: resampled_before[name] - resampled[name] for name in resampled}),
+            "reasons": count_reasons(predictions)}
+
+
+def versions() -> dict[str, str]:
+    """What the numbers were made with; a package that is not installed is left out."""
+    found = {"python": platform.python_version()}
+    for package in ("torch", "transformers", "numpy", "decord", "av"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            pass
+    return found
+
+
+def hash_of(file: Path) -> str:
+    with open(file, "rb") as data:
+        return hashlib.file_digest(data, "sha256").hexdigest()
 
 
 if __name__ == "__main__":
     try:
         main()
-    except (ValueError, OSError) as error:  # a wrong file or value, named in the message
+    except (ValueError, OSError, VideoError) as error:  # a wrong file or value, named in the message
         sys.exit(f"error: {error}")

@@ -31,18 +31,20 @@ from tqdm import tqdm
 
 import scale
 import toy
+from answers import Asking, answer_all, claim, load_prompts, sampling_seed, what_decides, with_style
 from data import STYLES, TASKS, VideoSettings, build_prompt, load_samples, target_text
-from eval import (METRICS, Asking, answer_all, blind_baselines, compute_metrics, load_prompts, print_table, sampling_seed,
-                  with_style, write_asked)
+from eval import METRICS, blind_baselines, compute_metrics, print_table, write_asked
 from grpo import Group, accumulate_gradients, encode_videos, rollout
+from judge import load_judge
 from loader import VideoLoader
 from model import VideoLM
-from rewards import MIXES
-from selection import select
+from rewards import CONTINUOUS, DISCRETE, MIXES
+from selection import report_text, select
 
 # --- settings ---------------------------------------------------------------------------------------------------------
 
-FULL_PASS = -1  # as a number of steps: once through the training data
+PARTS = (*CONTINUOUS, *DISCRETE, "format")  # of the reward, as the log shows them
+FULL_PASS = -1  # as a number of steps: once through the training data; -3 is three times
 
 
 def flag(default, help: str, *, paper=None, choices: tuple = ()):
@@ -66,21 +68,23 @@ class Config:
     prompt: str = flag("think", "with thought, without, or Temporal-R1's JSON", choices=STYLES)
     reward: str = flag("sum", "sum of the parts; half task and half format; or format and one half of the dual reward",
                        choices=MIXES)
+    judge: str = flag("", "causal LM that says which events a caption tells; without it word rules do")
     fps: float = flag(2.0, "frames looked at, for each second of video")
     max_frames: int = flag(768, "most frames of one video")
     total_pixels: int = flag(3584 * 784, "pixel budget of a whole video; 784 pixels of two frames make a token")
     min_pixels: int = flag(4 * 784, "least pixels of a frame", paper=16 * 784)
     max_prompt_tokens: int = flag(16384, "a longer prompt is an error, never cut")
     # warm start
-    sft_steps: int = flag(400, "steps of supervised fine-tuning before GRPO; -1: once through the data", paper=0)
+    sft_steps: int = flag(400, "steps of supervised fine-tuning before GRPO; -1: once through the data, -3: three times",
+                          paper=0)
     sft_questions: int = flag(16, "questions a step in it, over all ranks", paper=8)
     sft_lr: float = flag(2e-3, "its peak learning rate; falls linearly", paper=2e-5)
     # selection
     select_k: int = flag(8, "answers to every training question for variance-aware selection; 0: train on all", paper=0)
-    select_min_std: float = flag(0.1, "least spread of the task score (grounding, gqa, tracking)")
+    select_min_std: float = flag(0.1, "least spread of the task score (grounding, gqa, tracking, captioning)")
     select_min_mean: float = flag(0.1, "least mean of it")
     # GRPO
-    steps: int = flag(300, "GRPO steps; -1: once through the (selected) data", paper=FULL_PASS)
+    steps: int = flag(300, "GRPO steps; -1: once through the (selected) data, -3: three times", paper=FULL_PASS)
     questions: int = flag(16, "questions a step, over all ranks", paper=8)
     group_size: int = flag(8, "completions of each question (G)")
     max_new_tokens: int = flag(64, "longest completion, in tokens", paper=1024)
@@ -92,6 +96,7 @@ class Config:
     adam_beta2: float = flag(0.99, "how long AdamW remembers squared gradients: 0.99 suits short runs", paper=0.999)
     max_grad_norm: float = flag(1.0, "longer gradients are shortened to this")
     beta: float = flag(0.01, "weight of the KL to the reference; 0 loads no reference", paper=0.04)
+    entropy_bonus: float = flag(0.0, "reward for an undecided next token, in loss per nat; Temporal-R1's code has 0.001")
     loss_norm: str = flag("sequence", "mean over each completion's tokens first, or over all tokens at once",
                           choices=("sequence", "token"))
     adv_scale: str = flag("group", "divide advantages by the group's standard deviation, or not", choices=("group", "none"))
@@ -202,6 +207,7 @@ class Run:
         if (self.out / "config.json").exists() and not (config.resume or config.overwrite):
             raise SystemExit(f"{self.out} holds a run already: --resume goes on with it, --overwrite deletes it, "
                              "--out names another folder")
+        self.judge = load_judge(config.judge, world.device)  # a name that leads nowhere must not cost an old run
         scale.wait_for_all(world)  # nobody deletes or writes before everybody has looked
         if config.overwrite and not config.resume and world.is_first and (self.out / "config.json").exists():
             shutil.rmtree(self.out)  # only ever a folder that a run has written
@@ -329,7 +335,8 @@ class Stream:
 
 
 def number_of_steps(asked: int, samples: list[dict], questions: int) -> int:
-    return math.ceil(len(samples) / questions) if asked == FULL_PASS else asked
+    """-E means E epochs. Epochs follow each other without a gap, so only the last step reaches into a further one."""
+    return asked if asked >= 0 else math.ceil(-asked * len(samples) / questions)
 
 
 def learning_rate(peak: float, step: int, steps: int, warmup: int, schedule: str) -> float:
@@ -473,8 +480,11 @@ def select_samples(run: Run, model: VideoLM, samples: list[dict]) -> dict:
     """Answer every training question `select_k` times and keep those that are worth training on: {ids, report}."""
     config = run.config
     asking = Asking(config.prompt, config.max_new_tokens, config.max_prompt_tokens, config.select_k, config.temperature,
-                    config.reward, config.seed)
-    predictions = answer_all(model, run.loader, samples, run.world, asking, "selecting")
+                    config.reward, config.seed, judge=run.judge)
+    partial = run.out / "selecting"  # an interrupted selection goes on there
+    decisive = what_decides("the policy before GRPO", config.judge, asking, run.loader.settings, samples)
+    claim(run.world, partial, decisive)
+    predictions = answer_all(model, run.loader, samples, run.world, asking, "selecting", partial)
     ids, report = select(samples, {p["id"]: p for p in predictions}, min_std=config.select_min_std,
                          min_mean=config.select_min_mean, seed=config.seed)
     if run.world.is_first:
@@ -483,14 +493,14 @@ def select_samples(run: Run, model: VideoLM, samples: list[dict]) -> dict:
     if not ids:
         raise SystemExit("the selection kept nothing: the model answers every question always right or always wrong. "
                          "See selected.report.json; --resume --select_k 0 goes on with everything")
+    scale.wait_for_all(run.world)
+    if run.world.is_first:
+        shutil.rmtree(partial)
     return {"ids": ids, "report": report}
 
 
 def print_selection(report: dict) -> None:
-    print(f"\nselected {report['kept']} of {report['total']} training samples")
-    for task, part in report["tasks"].items():
-        bins = ", ".join(f"{name} {count}" for name, count in part["bins"].items() if count)
-        print(f"  {task:15} {part['kept']:5} of {part['total']:5}: {bins}")
+    print("\n" + report_text(report))
 
 
 # --- stage 3: GRPO ----------------------------------------------------------------------------------------------------
@@ -524,7 +534,8 @@ def train_grpo(run: Run, model: VideoLM, reference: VideoLM | None, samples: lis
             clock("score")
             sums = accumulate_gradients(model, reference, trained, temperature=config.temperature, beta=config.beta,
                                         clip_low=config.clip_low, clip_high=config.clip_high, norm=config.loss_norm,
-                                        denominator=max(denominator, 1), reuse_video=config.freeze_vision)
+                                        denominator=max(denominator, 1), reuse_video=config.freeze_vision,
+                                        entropy_bonus=config.entropy_bonus)
             gaps = gaps or {name: sums[name] for name in ("gap_sum", "gap_max")}  # before the policy has moved
             clock("step")
             norm = optimizer_step(config, world, optimizer, lr)
@@ -571,7 +582,8 @@ def collect_groups(run: Run, model: VideoLM, stream: "Stream", step: int,
         clock("sample")
         seeds = [sampling_seed(config.seed, step, prompt.sample["id"]) for prompt in prompts]
         new = rollout(model, prompts, group_size=config.group_size, max_new_tokens=config.max_new_tokens,
-                      temperature=config.temperature, seeds=seeds, mix=config.reward, scale=config.adv_scale)
+                      temperature=config.temperature, seeds=seeds, mix=config.reward, scale=config.adv_scale,
+                      judge=run.judge)
         clock("wait")
         dead, unreadable = scale.total(world, [sum(not group.is_live for group in new), len(problems)])
         counts["unreadable"] += int(unreadable)
@@ -600,7 +612,7 @@ def describe(world: scale.World, groups: list[Group], counts: dict) -> dict:
                 sums[f"n/{name}"] += 1
         sums["completions"] += len(group.texts)
         sums["tokens"] += group.num_tokens
-    names = [name for part in ("temporal_iou", "box_iou", "accuracy", "format") for name in (part, f"n/{part}")]
+    names = [name for part in PARTS for name in (part, f"n/{part}")]
     names = ["reward", "truncated", "completions", "tokens", *names]
     sums = dict(zip(names, scale.total(world, [float(sums[name]) for name in names])))
     completions = max(sums["completions"], 1)
@@ -614,10 +626,12 @@ def describe(world: scale.World, groups: list[Group], counts: dict) -> dict:
 def mean_sums(world: scale.World, sums: dict[str, float]) -> dict[str, float]:
     """Sums over this rank's tokens to means over all ranks' tokens."""
     names = ["loss", "tokens", "kl_sum", "ratio_sum", "clipped_tokens", "gap_sum"]
+    names += ["entropy_sum"] if "entropy_sum" in sums else []
     added = dict(zip(names, scale.total(world, [sums[name] for name in names])))
     tokens = max(added["tokens"], 1)
+    entropy = {"entropy": added["entropy_sum"] / tokens} if "entropy_sum" in added else {}
     return {"loss": added["loss"], "kl": added["kl_sum"] / tokens, "clip_fraction": added["clipped_tokens"] / tokens,
-            "ratio": added["ratio_sum"] / tokens, "logp_gap_mean": added["gap_sum"] / tokens,
+            "ratio": added["ratio_sum"] / tokens, **entropy, "logp_gap_mean": added["gap_sum"] / tokens,
             "logp_gap_max": scale.largest(world, [sums["gap_max"]])[0]}
 
 
@@ -629,7 +643,7 @@ def records(group: Group, step: int) -> list[dict]:
 
 
 def log_line(line: dict, steps: int) -> str:
-    parts = " ".join(f"{n} {line[n]:.3f}" for n in ("temporal_iou", "box_iou", "accuracy", "format") if n in line)
+    parts = " ".join(f"{n} {line[n]:.3f}" for n in PARTS if n in line)
     spent = " ".join(f"{name} {value:.2f}" for name, value in line["seconds"].items())
     return (f"step {line['step']}/{steps} reward {line['reward']:.3f} {parts} kl {line['kl']:.3f} "
             f"dead {line['dead_groups']}/{line['groups']} truncated {line['truncated']} length {line['length']:.1f} "
@@ -653,6 +667,8 @@ def prepare_toy(config: Config, world: scale.World) -> tuple[str, list[str], lis
     if world.is_first:
         toy.write_dataset(folder, config.toy_train, config.toy_eval, config.seed)
         samples = [s for name in ("train", "eval") for s in load_samples([str(folder / f"{name}.jsonl")])]
+        # The tokenizer learns from these texts; a run without captions keeps the one it had before there were any.
+        samples = [s for s in samples if s["task"] != "captioning" or "captioning" in config.tasks]
         texts = [part["text"] for s in samples for style in STYLES for message in build_prompt(s, style)
                  for part in (message["content"] if message["role"] == "user" else []) if "text" in part]
         texts += [target_text(s, config.prompt) for s in samples]
@@ -674,9 +690,9 @@ def measure(run: Run, model: VideoLM, held_out: list[dict], name: str) -> dict |
     if not held_out:
         return None
     config = run.config
-    asking = Asking(config.prompt, config.max_new_tokens, config.max_prompt_tokens)
+    asking = Asking(config.prompt, config.max_new_tokens, config.max_prompt_tokens, judge=run.judge)
     predictions = answer_all(model, run.loader, held_out, run.world, asking, name)
-    metrics = compute_metrics(held_out, [prediction["completions"][0] for prediction in predictions])
+    metrics = compute_metrics(held_out, [prediction["completions"][0] for prediction in predictions], run.judge)
     if run.world.is_first:
         with open(run.out / f"predictions.{name}.jsonl", "w", encoding="utf-8") as file:
             file.writelines(json.dumps(prediction) + "\n" for prediction in predictions)

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from video_files import CORNER, pictures, set_rotation, which_frames, write_folder, write_video
 
 import data
+from annotations import FORMATS
 from data import (VideoError, VideoSettings, build_prompt, encode_prompt, frame_indices, load_samples, mrope_positions,
                   num_video_tokens, patchify, prepare, prompt_wants_thought, read_sample, read_video, smart_resize,
                   target_text)
@@ -28,7 +29,8 @@ TRACKING = {"id": "d", "task": "tracking", "question": "sloth",
             "boxes": [[0.0931, 0, 0.8, 0.7974]] + [[0.1, 0.2, 0.3, 1]] * 7}
 LABELS = {"id": "e", "task": "classification", "question": "How good? Choice one answer from ['low', 'high'].",
           "options": ["low", "high"], "answer": "low"}
-ALL = [GROUNDING, QA, GQA, TRACKING, LABELS]
+CAPTIONING = {"id": "f", "task": "captioning", "question": "What happens? ", "events": [" a dog barks", "He leaves!"]}
+ALL = [GROUNDING, QA, GQA, TRACKING, LABELS, CAPTIONING]
 
 
 def write_lines(path, samples):
@@ -80,6 +82,12 @@ def test_n_counts_samples_of_the_wanted_tasks(tmp_path):
 
 @pytest.mark.parametrize("sample, words", [
     ({**QA, "task": "vqa"}, ["'task'", "'vqa'", "grounding"]),
+    ({**QA, "task": "captioning"}, ["'events'", "missing", "sentences"]),
+    ({**CAPTIONING, "events": []}, ["'events'", "[]"]),
+    ({**CAPTIONING, "events": "a dog barks"}, ["'events'", "a dog barks"]),
+    ({**CAPTIONING, "events": ["a dog barks", " ."]}, ["'events'", "' .'"]),
+    ({**CAPTIONING, "events": [["a dog barks", 3]]}, ["'events'", "sentences"]),
+    ({key: CAPTIONING[key] for key in ("id", "task", "events")}, ["'question'", "missing"]),
     ({key: QA[key] for key in ("id", "task", "options", "answer")}, ["'question'", "missing"]),
     ({key: GQA[key] for key in GQA if key != "spans"}, ["'spans'", "missing"]),
     ({**QA, "answer": "C"}, ["'answer'", "'C'", "2 options"]),
@@ -177,6 +185,18 @@ def test_the_prompts_are_videochat_r1s_word_for_word(sample, think, answer):
             answer if style == "think" else think)
 
 
+@pytest.mark.parametrize("style", data.STYLES)
+def test_a_caption_is_asked_for_in_the_familys_style(style):
+    """No prompt for captions was published. Ours: the sample's instruction, the published thought, the tags. Sentences
+    are what the judge compares, so they must be asked for; and a thought exactly where it is rewarded."""
+    *system, user = build_prompt({**CAPTIONING, "video": "v.mp4"}, style)
+    text = "".join(part.get("text", "") for part in user["content"])
+    ask = ("rovide your description within the <answer> </answer> tags, in plain sentences, one for each event, in the "
+           "order in which they happen.\n")
+    assert text == ("What happens?\n\nP" if style == "answer" else f"What happens?{THOUGHT}Then, p") + ask
+    assert not system and user["content"][0]["type"] == ("video" if style == "temporal_r1" else "text")
+
+
 def test_an_instruction_without_its_labels_gets_them():
     """A classification by exact label cannot be answered by a model that is never told the labels."""
     text = build_prompt({**LABELS, "question": "How good is it?"}, "answer")[0]["content"][0]["text"]
@@ -209,6 +229,8 @@ def test_temporal_r1s_prompt_has_its_system_line_and_the_video_first():
     (GQA, "think", "<think></think><answer>B</answer><glue>[(5.00, 10.25), (20.00, 25.00)]</glue>"),
     ({**GQA, "target": "as given"}, "think", "as given"),
     (LABELS, "answer", "<answer>low</answer>"),
+    (CAPTIONING, "think", "<think></think><answer>A dog barks. He leaves!</answer>"),
+    (CAPTIONING, "temporal_r1", "<think></think><answer>A dog barks. He leaves!</answer>"),
     (TRACKING, "answer", "<answer>[[0.093, 0.000, 0.800, 0.797]" + ", [0.100, 0.200, 0.300, 1.000]" * 7 + "]</answer>"),
 ])
 def test_a_target_is_the_truth_in_the_format_that_the_prompt_asks_for(sample, style, target):
@@ -629,7 +651,17 @@ def test_every_command_explains_its_flags(capsys):
     for command in ("toy", "convert", "check", "select", "worker"):
         with pytest.raises(SystemExit) as end:
             data.parse_arguments([command, "--help"])
-        assert end.value.code == 0 and "usage: data.py" in capsys.readouterr().out
+        text = capsys.readouterr().out
+        assert end.value.code == 0 and "usage: data.py" in text
+        if command == "convert":
+            assert all(name in text for name in FORMATS)
+
+
+def test_half_a_surrogate_pair_is_written_and_read_again(tmp_path):
+    """A text cut in the middle of an emoji, after a night of decoding: no reason to lose the night."""
+    data.write_jsonl(tmp_path / "x.jsonl", [sample := {**QA, "question": "ü \ud83d \U0001f600"}])
+    assert (tmp_path / "x.jsonl").read_bytes().decode("utf-8").count("\\ud83d") == 1
+    assert load_samples([str(tmp_path / "x.jsonl")])[0]["question"] == sample["question"]
 
 
 def test_lists_written_elsewhere_still_find_videos_that_lay_beside_the_source(tmp_path, clip_file):

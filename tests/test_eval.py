@@ -1,11 +1,14 @@
 """What the reported numbers must be, counted by hand or by plain Python that shares no code with the metrics."""
 
 import doctest
+import hashlib
 import json
 import os
 import random
+import socket
 import subprocess
 import sys
+import time
 from itertools import combinations
 from pathlib import Path
 
@@ -42,6 +45,10 @@ def tracking(boxes, **extra):
 def quality(answer):
     labels = ["low quality", "high quality"]
     return {"id": "c", "task": "classification", "question": "how good?", "options": labels, "answer": answer}
+
+
+def captioning(*events):
+    return {"id": "k", "task": "captioning", "question": "what happens?", "events": list(events)}
 
 
 def says(answer, glue=None):
@@ -234,6 +241,31 @@ def test_letters_and_labels():
     })
 
 
+def test_captions_are_measured_by_what_they_tell_and_by_what_they_add():
+    """Recall is all that training pays for; a caption that says whatever could happen shows in precision. F1 is that of
+    the means: the mean of the samples' F1 is another number."""
+    samples = [captioning("a dog barks", "a man leaves"), captioning("it rains"), captioning("it snows")]
+    captions = ["A dog barks. A cat sleeps. A girl sings. The man leaves.", "It rains.", "It is dark."]
+    completions = [says(caption) for caption in captions]
+    metrics = compute_metrics(samples, completions)
+    recall, precision = 2 / 3, (2 / 4 + 1 + 0) / 3
+    assert metrics == pytest.approx({"captioning/F1": 2 * precision * recall / (precision + recall), "parse_failure": 0,
+                                     "captioning/recall": recall, "captioning/precision": precision, "n": 3})
+    assert compute_metrics(samples[:1], [says("It.")])["captioning/F1"] == 0
+    assert compute_metrics(samples[:1], [says("?!")])["parse_failure"] == 1
+
+
+def test_published_caption_scores_are_f1_of_the_means():
+    """VideoChat-R1's rows for Dream-1k (F1, precision, recall), each rounded to 0.1."""
+    for f1, precision, recall in ((30.6, 33.8, 27.9), (31.4, 32.6, 30.2), (38.2, 45.4, 33.1), (37.9, 44.4, 33.0)):
+        assert 2 * precision * recall / (precision + recall) == pytest.approx(f1, abs=0.1)
+
+
+def test_nothing_is_guessed_about_captions_without_a_look():
+    for metrics in blind_baselines([captioning("it rains")]).values():
+        assert not any(name.startswith("captioning") for name in metrics)
+
+
 # ---- denominators and failures --------------------------------------------------------------------------------------
 
 ONE_OF_EACH = [
@@ -242,6 +274,7 @@ ONE_OF_EACH = [
     (gqa("C", [[5, 9]]), says("C", "[(5, 9)]")),
     (tracking([BOX] * 8), says(json.dumps([BOX] * 8))),
     (quality("low quality"), says("low quality")),
+    (captioning("a dog barks"), says("A dog barks.")),
 ]
 
 
@@ -249,7 +282,7 @@ def test_each_task_has_its_own_denominator():
     """A mean over all samples would halve a task's score when another task joins the file."""
     samples, completions = zip(*ONE_OF_EACH, *ONE_OF_EACH[:1])
     metrics = compute_metrics(list(samples), list(completions))
-    assert metrics == {name: 1.0 for name in METRICS} | {"parse_failure": 0.0, "n": 6}
+    assert metrics == {name: 1.0 for name in METRICS} | {"parse_failure": 0.0, "n": 7}
     assert list(metrics) == [*METRICS, "n"]
 
 
@@ -591,3 +624,288 @@ def test_style_decides_whether_a_thought_is_asked_for_and_scored():
         (styled,) = evaluation.with_style([sample], style)
         assert styled["think"] is think and "think" not in sample
     assert evaluation.with_style([{**sample, "think": False}], "think")[0]["think"] is False
+
+
+# ---- how sure, and for which kind of question -----------------------------------------------------------------------
+
+
+def accuracies(*values):
+    return [{"qa/accuracy": float(value), "parse_failure": 0.0} for value in values]
+
+
+def test_the_interval_of_a_constant_has_no_width():
+    intervals = evaluation.intervals_of(evaluation.resampled_means(accuracies(*[0.5] * 30)))
+    assert intervals == {"qa/accuracy": [0.5, 0.5], "parse_failure": [0.0, 0.0]}
+
+
+@pytest.mark.parametrize("n, p", [(400, 0.3), (1000, 0.5)])
+def test_the_interval_of_a_share_is_the_textbooks(n, p):
+    """p +- 1.96 sqrt(p (1 - p) / n). Resampling n - 1 or 2 n, or standard deviation instead of error, is far off."""
+    right = round(n * p)
+    low, high = evaluation.intervals_of(evaluation.resampled_means(accuracies(*[1] * right, *[0] * (n - right))))[
+        "qa/accuracy"]
+    half = 1.96 * (p * (1 - p) / n) ** 0.5
+    assert low == pytest.approx(p - half, abs=0.15 * half) and high == pytest.approx(p + half, abs=0.15 * half)
+
+
+def test_an_interval_is_over_the_samples_that_have_the_metric():
+    """Averaging a task over all samples of a mixed file would narrow its interval and halve its mean."""
+    values = accuracies(*[1, 0] * 50)
+    alone = evaluation.intervals_of(evaluation.resampled_means(values))["qa/accuracy"]
+    others = [{"grounding/mIoU": 0.3, "parse_failure": 1.0}] * 200
+    mixed = evaluation.intervals_of(evaluation.resampled_means(values + others))
+    assert mixed["qa/accuracy"] == alone and mixed["grounding/mIoU"] == pytest.approx([0.3, 0.3])
+
+
+def test_completions_of_a_sample_are_averaged_before_samples_are_drawn():
+    """K = 8 of 100 questions are 100 independent numbers, not 800."""
+    predictions = [{"completions": [says("A"), says("B")]}] * 10
+    values = evaluation.values_of([qa("A")] * 10, predictions)
+    assert values == accuracies(*[0.5] * 10)
+    assert evaluation.intervals_of(evaluation.resampled_means(values))["qa/accuracy"] == [0.5, 0.5]
+
+
+def test_the_interval_of_f1_is_that_of_the_f1_of_the_means():
+    values = [{"captioning/recall": r, "captioning/precision": p, "parse_failure": 0.0} for r, p in [(1, 0), (0, 1)] * 20]
+    means = evaluation.resampled_means(values)
+    recall, precision = means["captioning/recall"], means["captioning/precision"]
+    assert means["captioning/F1"] == pytest.approx(2 * recall * precision / (recall + precision))
+    assert precision == pytest.approx(1 - recall)  # drawn together: each pair has exactly one 1
+    assert evaluation.f1(0.0, 0.0) == 0
+
+
+def test_categories_counted_by_hand():
+    """Video-MME: the macro mean weighs the lengths alike, the mean over samples the questions."""
+    samples = [qa("A", category="short")] * 3 + [qa("A", category="long")] + [qa("A"), grounding([1, 2])]
+    completions = [says("A"), says("A"), says("B"), says("B"), says("B"), says("1 to 2")]
+    values = evaluation.values_of(samples, [{"completions": [c]} for c in completions])
+    tables = evaluation.by_category(samples, values)
+    assert list(tables) == ["qa"] and list(tables["qa"]) == ["short", "long", "macro mean"]
+    assert tables["qa"]["short"] == pytest.approx({"qa/accuracy": 2 / 3, "parse_failure": 0, "n": 3})
+    assert tables["qa"]["long"] == {"qa/accuracy": 0, "parse_failure": 0, "n": 1}
+    assert tables["qa"]["macro mean"] == pytest.approx({"qa/accuracy": 1 / 3, "parse_failure": 0, "n": 4})
+
+
+def test_next_qa_is_summed_up_by_the_first_letter_and_tp_is_tn():
+    """NExT-QA's own table has C, T and D, and no row for the few questions about what came before."""
+    types = ["CW", "CH", "TN", "TP", "TP", "TC", "DL"]
+    samples = [qa("A", category=name) for name in types]
+    right = [1, 0, 1, 1, 0, 0, 1]
+    table = evaluation.by_category(samples, accuracies(*right))["qa"]
+    assert {name: (row["qa/accuracy"], row["n"]) for name, row in table.items()} == {
+        "CW": (1, 1), "CH": (0, 1), "TN": (pytest.approx(2 / 3), 3), "TC": (0, 1), "DL": (1, 1),
+        "Acc@C": (0.5, 2), "Acc@T": (0.5, 4), "Acc@D": (1, 1),
+        "macro mean": (pytest.approx((1 + 0 + 2 / 3 + 0 + 1) / 5), 7)}
+    other = evaluation.by_category([qa("A", category="TP"), qa("A", category="counting")], accuracies(1, 0))["qa"]
+    assert list(other) == ["TP", "counting", "macro mean"]
+
+
+def test_a_probe_is_compared_on_its_own_samples():
+    """Text-only questions cannot lose their video: with them in the mean the drop would be too small. And the same draws
+    on both sides: two runs that agree in every sample differ by 0, surely."""
+    samples = [qa("A", id=name, video=name) for name in "abc"] + [qa("A", id="text")]
+    values = accuracies(1, 1, 0, 1)
+    result = evaluation.compare(samples, values, samples[:3], [
+        {"completions": [says(letter)], "reasons": ["ok"]} for letter in "ABA"], evaluation.rewards.words_judge)
+    assert result["n"] == {"qa": 3} and result["intact"]["qa/accuracy"] == result["score"]["qa/accuracy"] == 2 / 3
+    assert result["drop"]["qa/accuracy"] == 0 and result["drop_intervals"]["qa/accuracy"][0] < 0
+    same = evaluation.compare(samples, values, samples[:2], [{"completions": [says("A")], "reasons": ["ok"]}] * 2,
+                              evaluation.rewards.words_judge)
+    assert same["drop_intervals"]["qa/accuracy"] == [0, 0]
+    none = evaluation.compare(samples, values, [], [], evaluation.rewards.words_judge)
+    assert none["drop"] == {} and none["score"] == {"n": 0}
+
+
+# ---- a data set, killed and asked again -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clips")
+    toy.write_dataset(folder, train=1, eval=4, seed=0)
+    lines = [json.loads(line) for line in open(folder / "eval.jsonl")]
+    lines = [{**line, "category": "easy" if "0" in line["id"][-9:] else "hard"} for line in lines]
+    (folder / "eval.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def arguments(clips, model_folder, out, *more):
+    return ["--model", str(model_folder), "--data", str(clips / "eval.jsonl"), "--out", str(out), "--max_new_tokens", "6",
+            "--min_pixels", "3136", "--tasks", "qa", "tracking", "--device", "cpu", "--num_workers", "0", *more]
+
+
+def read_lines(file):
+    return [json.loads(line) for line in open(file)]
+
+
+@pytest.fixture(scope="module")
+def probed(clips, model_folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("probed") / "out"
+    evaluation.main(arguments(clips, model_folder, out, "--probe"))
+    return out
+
+
+def test_metrics_json_says_what_it_is_about(probed, clips):
+    """A number without data, versions and settings cannot be compared with next year's."""
+    metrics = json.loads((probed / "metrics.json").read_text())
+    assert metrics["n"] == 8 and set(metrics["intervals"]) == {name for name in METRICS if name in metrics}
+    assert metrics["data"] == {str(clips / "eval.jsonl"): hashlib.sha256((clips / "eval.jsonl").read_bytes()).hexdigest()}
+    assert {"python", "torch", "transformers"} <= set(metrics["versions"])
+    assert metrics["config"]["max_new_tokens"] == 6 and metrics["config"]["prompt"] == "think"
+    assert set(metrics["categories"]) == {"qa", "tracking"}
+    assert sum(metrics["reasons"].values()) == 8
+    assert not list(probed.glob("partial*"))
+
+
+def test_probes_are_answers_to_the_same_questions_about_spoilt_videos(probed, clips):
+    metrics = json.loads((probed / "metrics.json").read_text())
+    intact = read_lines(probed / "predictions.jsonl")
+    assert list(metrics["probes"]) == ["shuffled", "one_frame", "black", "another_video"]
+    for probe, result in metrics["probes"].items():
+        lines = read_lines(probed / f"predictions.{probe}.jsonl")
+        assert [line["id"] for line in lines] == [line["id"] for line in intact]
+        assert [line["completions"] for line in lines] != [line["completions"] for line in intact], probe
+        assert result["n"] == {"qa": 4, "tracking": 4}
+        for name, drop in result["drop"].items():
+            assert drop == pytest.approx(metrics[name] - result["score"][name])
+            assert result["drop_intervals"][name][0] <= drop + 1e-9
+
+
+def test_complete_answers_are_not_asked_for_again(probed, clips, model_folder, monkeypatch, capsys):
+    """Metrics may be computed anew where no GPU is; and other settings do not pass as these."""
+    before = (probed / "metrics.json").read_text()
+    (probed / "metrics.json").unlink()
+    monkeypatch.setattr(evaluation.VideoLM, "load", lambda *_: pytest.fail("the model is not needed"))
+    evaluation.main(arguments(clips, model_folder, probed, "--probe", "--benchmark", "got10k"))
+    printed = capsys.readouterr().out
+    assert "is complete" in printed and "blind: start box copied" in printed and "macro mean" in printed
+    after = json.loads((probed / "metrics.json").read_text())
+    assert {**after, "config": 0} == {**json.loads(before), "config": 0}
+    with pytest.raises(ValueError, match=r"max_new_tokens 6, not 7.*--overwrite"):
+        evaluation.main(arguments(clips, model_folder, probed, "--max_new_tokens", "7"))
+    with pytest.raises(ValueError, match="samples '8 with sha256"):
+        evaluation.main(arguments(clips, model_folder, probed, "--tasks", "qa"))
+    assert len(read_lines(probed / "predictions.jsonl")) == 8
+
+
+def test_overwrite_asks_again_and_touches_no_other_file(clips, model_folder, tmp_path):
+    (tmp_path / "predictions.jsonl").write_text("")
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="no settings.json"):
+        evaluation.main(arguments(clips, model_folder, tmp_path))
+    (tmp_path / "predictions.black.jsonl").write_text("old")
+    evaluation.main(arguments(clips, model_folder, tmp_path, "--overwrite"))
+    assert len(read_lines(tmp_path / "predictions.jsonl")) == 8 and (tmp_path / "notes.txt").read_text() == "mine"
+    assert not (tmp_path / "predictions.black.jsonl").exists()
+    lines = (tmp_path / "predictions.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "predictions.jsonl").write_text("".join(lines[:-1]))
+    with pytest.raises(ValueError, match="its 7 answers are not those of the 8 samples"):
+        evaluation.main(arguments(clips, model_folder, tmp_path))
+
+
+def test_a_killed_evaluation_goes_on_with_another_number_of_processes(clips, model_folder, probed, tmp_path):
+    """Two processes are killed as soon as an answer is on disk; one process finishes with the answers of a run that was
+    never interrupted. Hours of inference lost at the last question are the commonest loss of all."""
+    out = tmp_path / "out"
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    # Without torchrun between: its workers would outlive it.
+    ranks = [subprocess.Popen(
+        [sys.executable, str(ROOT / "eval.py"), *arguments(clips, model_folder, out, "--batch", "1")],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost",
+             "MASTER_PORT": port}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for rank in range(2)]
+    deadline = time.time() + 120
+    while not any(file.stat().st_size for file in out.glob("partial/rank*.jsonl")) and time.time() < deadline:
+        time.sleep(0.001)
+    for process in ranks:
+        process.kill()
+        process.wait()
+    assert list(out.glob("partial/rank*.jsonl")) or (out / "predictions.jsonl").exists()
+    evaluation.main(arguments(clips, model_folder, out))
+    assert read_lines(out / "predictions.jsonl") == read_lines(probed / "predictions.jsonl")
+    assert not (out / "partial").exists()
+
+
+def test_prompts_that_are_too_long_are_counted_and_named(clips, model_folder, tmp_path, capsys):
+    evaluation.main(arguments(clips, model_folder, tmp_path, "--max_prompt_tokens", "10", "--probe"))
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["reasons"] == {"prompt_too_long": 8} and metrics["parse_failure"] == 1
+    assert all(result["n"] == {} for result in metrics["probes"].values())
+    assert "prompt_too_long: eval-0000-qa: sample eval-0000-qa: the prompt has" in capsys.readouterr().out
+
+
+# ---- one question about one video -----------------------------------------------------------------------------------
+
+
+def ask(model_folder, video, *more):
+    command = [sys.executable, str(ROOT / "eval.py"), "--model", str(model_folder), "--video", str(video), "--device", "cpu",
+               "--min_pixels", "3136", "--max_new_tokens", "6", "--num_workers", "0", *more]
+    return subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120)
+
+
+def test_one_question_is_answered_and_read(clips, model_folder):
+    """What everybody tries first: no data file, no output folder, no truth."""
+    result = ask(model_folder, clips / "videos" / "eval-0000.mp4", "--task", "tracking", "--question", "white square",
+                 "--box", "0.1", "0.1", "0.3", "0.4", "--num_samples", "2")
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert result.stdout.count("read as: ") == 2 and "(cut at --max_new_tokens 6)" in result.stdout
+
+
+def test_a_video_that_cannot_be_read_is_one_line_and_status_1(model_folder, tmp_path):
+    (tmp_path / "a.mp4").write_bytes(b"no video")
+    result = ask(model_folder, tmp_path / "a.mp4", "--task", "grounding", "--question", "a man falls")
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert "error: " in result.stderr.splitlines()[-1] and "a.mp4" in result.stderr.splitlines()[-1]
+
+
+def test_each_task_is_asked_with_its_flags_and_read_from_its_tags(clips, model_folder, monkeypatch, capsys):
+    """The model is real; only its completion is replaced, by one that can be read."""
+    base = ["--model", str(model_folder), "--video", str(clips / "videos" / "eval-0000.mp4"), "--device", "cpu",
+            "--min_pixels", "3136", "--num_workers", "0", "--question", "the screen is red"]
+    for more, said, words in [
+        (["--task", "grounding"], says("3 to 6"), "read as: 3.00 s to 6.00 s"),
+        (["--task", "qa", "--options", "red", "blue"], says("B"), "read as: (B) blue"),
+        (["--task", "gqa", "--options", "red", "blue"], says("A", "[(3, 6)]"), "read as: (A) red, seen in 3.00 s to 6.00 s"),
+        (["--task", "classification", "--options", "low quality", "high quality"], says("low quality"),
+         "read as: low quality"),
+        (["--task", "captioning"], says("The screen turns red."), "read as: The screen turns red."),
+        (["--task", "grounding"], "I do not know", "read as: nothing: there is no closed <answer>"),
+    ]:
+        monkeypatch.setattr(evaluation, "complete", lambda model, prompt, asking: [(said, True)])
+        evaluation.main([*base, *more])
+        assert words in capsys.readouterr().out
+
+
+ONE = ["--model", "m", "--video", "a.mp4", "--question", "who?"]
+MANY = ["--model", "m", "--data", "a.jsonl", "--out", "o"]
+
+
+@pytest.mark.parametrize("flags, complaint", [
+    (["--model", "m"], "give --data and --out"),
+    (MANY[:4], "give --data and --out"),
+    ([*MANY, "--task", "qa"], "--task needs --video"),
+    ([*MANY, "--probe", "--num_samples", "8"], "--probe compares greedy answers"),
+    ([*MANY, "--probe", "--temperature", "1"], "--probe compares greedy answers"),
+    ([*MANY, "--num_samples", "0"], "--num_samples is 0"),
+    (ONE, "--video needs --task and --question"),
+    ([*ONE, "--task", "qa"], "--task qa needs --options"),
+    ([*ONE, "--task", "grounding", "--options", "a"], "--task grounding has no --options"),
+    ([*ONE, "--task", "tracking"], "--task tracking needs --box"),
+    ([*ONE, "--task", "tracking", "--box", "0.5", "0", "0.2", "1"], "is no box"),
+    ([*ONE, "--task", "tracking", "--box", "1", "2", "30", "40"], "is no box"),
+    ([*ONE[:-1], " ", "--task", "grounding"], "'question' is ' '"),
+    ([*ONE, "--task", "grounding", "--out", "o"], "--out is for a data set"),
+    ([*ONE, "--task", "grounding", "--probe"], "--probe is for a data set"),
+])
+def test_flags_that_do_not_fit_are_named(flags, complaint, capsys):
+    """A flag that is ignored without a word is a wrong number later."""
+    with pytest.raises(SystemExit):
+        evaluation.parse_arguments(flags)
+    assert complaint in capsys.readouterr().err
+
+
+def test_flags_that_fit_are_accepted():
+    assert evaluation.parse_arguments([*MANY, "--probe", "--temperature", "0"]).probe
+    args = evaluation.parse_arguments([*ONE, "--task", "qa", "--options", "a", "b"])
+    assert evaluation.question_of(args)["options"] == ["a", "b"] and args.min_pixels == 16 * 784

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from conftest import ROOT
 import eval
 import scale
 import train
+from grpo import accumulate_gradients, rollout, score_groups
 from model import VideoLM
 
 SMALL = ["--toy_train", "6", "--toy_eval", "4", "--sft_steps", "4", "--sft_questions", "4", "--steps", "4", "--questions", "3",
@@ -52,7 +54,7 @@ def whole_run(tmp_path_factory):
     try:
         train.main([*SMALL, "--out", "run", "--sft_steps", "60", "--sft_questions", "12", "--select_k", "3",
                     "--select_min_std", "0.01", "--select_min_mean", "0", "--group_size", "8",
-                    "--eval_every", "2", "--sft_equal_time"])
+                    "--eval_every", "2", "--sft_equal_time", "--entropy_bonus", "0.001"])
     finally:
         os.chdir(old)
     return folder / "run"
@@ -104,6 +106,7 @@ def test_every_step_logs_what_the_readme_explains(whole_run):
         assert {"reward", "format", "kl", "loss", "grad_norm", "length", "truncated", "groups", "dead_groups", "unreadable",
                 "clip_fraction", "ratio", "logp_gap_mean", "logp_gap_max", "lr"} <= set(line)
         assert {"wait", "sample", "score", "step"} <= set(line["seconds"])
+        assert 0 < line["entropy"] < 7  # nats; only with --entropy_bonus, as here
         assert line["groups"] == 3 and line["clip_fraction"] == 0 and all(math.isfinite(v) for v in line["seconds"].values())
     assert steps[0]["kl"] == 0 and steps[-1]["kl"] > 0  # the reference is the policy at the start of GRPO
     assert any(line["grad_norm"] > 0 for line in steps)
@@ -300,6 +303,44 @@ def test_one_pass_through_the_data_is_a_number_of_steps():
     assert train.number_of_steps(train.FULL_PASS, samples(17), 8) == 3 and train.number_of_steps(5, samples(17), 8) == 5
 
 
+def test_several_passes_have_no_gap_between_them():
+    """Three epochs of 17 in steps of 8 are 51 questions in 7 steps; 3 x 3 steps would show 21 samples a fourth time."""
+    assert train.number_of_steps(-3, samples(17), 8) == 7 and train.number_of_steps(-2, samples(16), 8) == 4
+    assert train.number_of_steps(0, samples(17), 8) == 0
+    stream = train.Stream(samples(17), 0, 0, ALONE)
+    seen = [sample["id"] for _ in range(7) for sample in stream.take(8)]
+    assert set(Counter(seen[:51]).values()) == {3}
+
+
+def test_the_entropy_bonus_reaches_the_gradient_and_the_log(model, prompts):
+    """A flag that is parsed and never used is the commonest dead setting of published trainers. The gradient moves by
+    the bonus times that of the tokens' entropy, and not at all, nor the log, where the bonus is 0."""
+    groups = rollout(model, prompts, group_size=3, max_new_tokens=6, temperature=1.0, seeds=[0, 1, 2])
+    groups[0].mask[0, -2:] = False  # as behind an end token
+    settings = dict(temperature=1.0, beta=0.0, clip_low=0.2, clip_high=0.2, norm="token", denominator=20.0,
+                    reuse_video=False)
+
+    def gradient(**more):
+        model.hf.zero_grad()
+        sums = accumulate_gradients(model, None, groups, **settings, **more)
+        return {n: p.grad.clone() for n, p in model.hf.named_parameters() if p.grad is not None}, sums
+
+    plain, sums = gradient()
+    none, _ = gradient(entropy_bonus=0.0)
+    assert "entropy_sum" not in sums and all(torch.equal(plain[name], none[name]) for name in plain)
+    moved, sums = gradient(entropy_bonus=0.5)
+    model.hf.zero_grad()
+    scored = score_groups(model, groups, 1.0, False, with_entropy=True)
+    entropy = sum((entropies * group.mask).sum() for group, (_, entropies) in zip(groups, scored))
+    entropy.backward()
+    for name, p in model.hf.named_parameters():
+        if name in moved:
+            torch.testing.assert_close(moved[name], plain[name] - 0.5 / 20 * p.grad, atol=2e-5, rtol=1e-4)
+    assert sums["entropy_sum"] == pytest.approx(entropy.item(), rel=1e-5)
+    assert train.mean_sums(ALONE, sums)["entropy"] == pytest.approx(sums["entropy_sum"] / sums["tokens"])
+    assert "entropy" not in train.mean_sums(ALONE, {n: v for n, v in sums.items() if n != "entropy_sum"})
+
+
 def test_best_is_judged_by_the_first_metric_of_each_task():
     assert train.score_of({"grounding/mIoU": 0.5, "grounding/R@0.3": 1.0, "qa/accuracy": 0.7, "n": 3}) == pytest.approx(0.6)
 
@@ -331,7 +372,7 @@ def test_switches_can_be_turned_off_as_well_as_on():
     (["--select_k", "1"], "2 or more"), (["--temperature", "0"], "more than 0"), (["--questions", "0"], "at least 1"),
     (["--save_every", "0"], "at least 1"), (["--sft_equal_time", "--steps", "0"], "nothing to compare"),
     (["--model", "x", "--train_data", "a", "--eval_every", "5"], "--eval_data"),
-    (["--tasks", "captioning"], "invalid choice"), (["--lr_rate", "1"], "unrecognized"),
+    (["--tasks", "dancing"], "invalid choice"), (["--lr_rate", "1"], "unrecognized"),
 ])
 def test_wrong_settings_are_refused_with_the_remedy(arguments, remedy, capsys):
     with pytest.raises(SystemExit):

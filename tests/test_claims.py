@@ -1,0 +1,78 @@
+"""The experiment behind the claims table: its questions are true, its arms are commands that exist, its table is computed."""
+
+import json
+import shlex
+import statistics
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+import claims
+import rewards
+import toy
+import train
+
+
+@pytest.fixture
+def questions() -> list[dict[str, dict]]:
+    """Of thirty clips, without their videos."""
+    made = []
+    for i in range(30):
+        rng = np.random.default_rng([3, i])
+        event = toy.draw_event(rng)
+        samples = toy.make_samples(rng, f"clip-{i}", event, toy.draw_path(rng, 80), False)
+        made.append(claims.make_questions({sample["task"]: sample for sample in samples}, rng))
+    return made
+
+
+def test_exact_labels_earn_the_whole_reward_and_late_ones_do_not(questions):
+    """SFT on exact labels is the strongest rival of GRPO: were its labels wrong, RL would win for no reason."""
+    worth = {kind: {"exact": [], "target": []} for kind in ("grounding", "begin", "evidence")}
+    for of_clip in questions:
+        for kind, values in worth.items():
+            for label, scores in values.items():
+                scores.append(rewards.score({**of_clip[kind], "think": True}, of_clip[kind][label]).total)
+    for kind, values in worth.items():
+        assert set(values["exact"]) == {3.0 if kind == "evidence" else 2.0}
+        assert statistics.fmean(values["target"]) < statistics.fmean(values["exact"]) - 0.15
+
+
+def test_the_label_without_a_thought_says_the_same(questions):
+    """The arm without a thought must differ in the thought alone."""
+    for of_clip in questions:
+        for sample in of_clip.values():
+            target = claims.brief(sample)
+            assert "think" not in target and sample.get("target", target).endswith(target)
+            assert rewards.score({**sample, "think": False}, target).parts["format"] == 1
+
+
+def test_a_letter_cannot_be_guessed(questions):
+    """A kind whose commonest letter is right half of the time has no headroom to measure."""
+    for kind in ("begin", "colour", "text"):
+        letters = [of_clip[kind]["answer"] for of_clip in questions]
+        assert max(map(letters.count, letters)) <= 0.5 * len(letters)
+
+
+@pytest.mark.parametrize("name, arm", [*claims.BASES.items(), *claims.ARMS.items()])
+def test_every_arm_is_a_command_that_train_accepts(name, arm, tmp_path):
+    """An arm with a flag that does not exist would stop the experiment after an hour."""
+    config = train.parse_config(shlex.split(f"--model {tmp_path} --train_data a.jsonl --out {tmp_path / 'x'} "
+                                            f"{claims.COMMON} {arm.flags}"))
+    if name not in claims.BASES and config.steps:
+        completions = config.steps * config.questions * config.group_size
+        assert completions == claims.STEPS * 64 * (3 if name == "joint, equal data" else 1)
+        assert config.sft_steps == 0 and config.select_k == 0
+
+
+def test_the_tables_are_means_and_deviations_over_the_seeds():
+    results = json.loads((ROOT / "tests" / "results" / "claims.json").read_text())
+    assert len(results["seeds"]) >= 3
+    for claim, (arms, columns) in claims.CLAIMS.items():
+        rows = claims.table(results, claim)
+        assert len(rows) == 2 + len(arms) + 1
+        cells = [cell.strip() for cell in rows[2 + 1].split("|")[1:-1]]
+        values = [seed[columns[0]] for seed in results["arms"][arms[1]]]
+        mean = sum(values) / len(values)
+        deviation = (sum((v - mean) ** 2 for v in values) / (len(values) - 1)) ** 0.5
+        assert cells[:2] == [arms[1], f"{mean:.3f} ± {deviation:.3f}"]
