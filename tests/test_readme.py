@@ -12,6 +12,7 @@ from conftest import ROOT
 import annotations
 import data
 import eval
+import plan
 import train
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -37,6 +38,8 @@ def test_every_command_is_one_the_programs_accept(command, tmp_path, monkeypatch
         assert bool(config.model) == ("--model" in command)
     elif script == "eval.py":
         assert eval.parse_arguments(arguments).model
+    elif script == "plan.py":
+        assert plan.parse_arguments(arguments).model
     elif script == "data.py":
         parsed = data.parse_arguments(arguments)
         if parsed.command == "convert":
@@ -46,7 +49,8 @@ def test_every_command_is_one_the_programs_accept(command, tmp_path, monkeypatch
 
 @pytest.mark.parametrize("flags", re.findall(r"`(--[a-z_]+[^`]*)`", README))
 def test_every_flag_named_in_the_text_exists(flags):
-    names = {f.name for f in dataclasses.fields(train.Config)} | {"video_root", "num_samples", "help"}
+    programs = "".join((ROOT / f"{name}.py").read_text() for name in ("eval", "data", "plan"))
+    names = {f.name for f in dataclasses.fields(train.Config)} | set(re.findall(r'"--([a-z_0-9]+)"', programs)) | {"help"}
     assert {name for name in re.findall(r"--([a-z_0-9]+)", flags)} <= names
 
 

@@ -1,7 +1,7 @@
 """What counts as a good answer: the rules of the completion, one by one, and every text a model might write instead.
 
 The published example completions come first, with the rewards that the published functions give them. On purpose ours
-differ where INTERFACE.md decides otherwise:
+differ where rewards.py decides otherwise:
 
     read here, not there       seconds with a unit, dashes, m:ss; windows as lists, blanks in a glue; a lower-case first
                                letter; with Temporal-R1's reward, plain `12 to 18` instead of JSON

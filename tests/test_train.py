@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,9 +19,14 @@ from conftest import ROOT
 
 import eval
 import scale
+import toy
 import train
+from answers import with_style
+from data import VideoSettings, load_samples
 from grpo import accumulate_gradients, rollout, score_groups
+from loader import VideoLoader
 from model import VideoLM
+from rewards import words_judge
 
 SMALL = ["--toy_train", "6", "--toy_eval", "4", "--sft_steps", "4", "--sft_questions", "4", "--steps", "4", "--questions", "3",
          "--group_size", "4", "--max_new_tokens", "48", "--select_k", "0", "--save_every", "2", "--num_workers", "1",
@@ -263,6 +269,31 @@ ALONE = scale.World(0, 1, torch.device("cpu"))
 
 def samples(n):
     return [{"id": str(i)} for i in range(n)]
+
+
+def test_an_interrupted_selection_asks_nothing_twice(model, tmp_path, monkeypatch):
+    """It is the longest inference of a run: K answers to every training question. What is left of it when the process
+    dies must serve the next one (without a model, any question that is asked raises), and other settings must not mix."""
+    toy.write_dataset(tmp_path, train=2, eval=1, seed=0)
+    samples = with_style(load_samples([str(tmp_path / "train.jsonl")], tasks=["qa"]), "think")
+    config = train.Config(select_k=2, max_new_tokens=6)
+    with VideoLoader(VideoSettings(min_pixels=3136), num_workers=0) as loader:
+        run = SimpleNamespace(config=config, out=tmp_path, loader=loader, judge=words_judge,
+                              world=scale.World(0, 1, torch.device("cpu")))
+        monkeypatch.setattr(train, "select", lambda *_, **__: sys.exit("killed"))
+        with pytest.raises(SystemExit, match="killed"):
+            train.select_samples(run, model, samples)
+        asked = {}
+        report = {"kept": 2, "total": 2, "tasks": {}, "bins": {}}
+        monkeypatch.setattr(train, "select", lambda _, predictions, **__: asked.update(predictions) or (["a"], report))
+        monkeypatch.setattr(train, "print_selection", lambda report: None)
+        run.config = dataclasses.replace(config, select_k=3)
+        with pytest.raises(ValueError, match="num_samples 2, not 3"):
+            train.select_samples(run, None, samples)
+        run.config = config
+        assert train.select_samples(run, None, samples)["ids"] == ["a"]
+    assert list(asked) == [sample["id"] for sample in samples]
+    assert not (tmp_path / "selecting").exists()
 
 
 def test_every_sample_is_seen_exactly_once_an_epoch():
