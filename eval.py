@@ -617,7 +617,8 @@ def compare(samples: list[dict], values: list[dict[str, float]], probed: list[di
     score, before = means_of(spoilt), means_of(intact)
     resampled, resampled_before = resampled_means(spoilt), resampled_means(intact)  # the same draws
     counts = Counter(sample["task"] for sample in probed)
-    return {"n": dict(counts), "score": score, "intact": before, "drop": {name: before[name] - score[name] for name in resampled},
+    return {"n": dict(counts), "score": score, "intact": before,
+            "drop": {name: before[name] - score[name] for name in resampled},
             "drop_intervals": intervals_of({name: resampled_before[name] - resampled[name] for name in resampled}),
             "reasons": count_reasons(predictions)}
 

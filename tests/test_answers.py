@@ -114,7 +114,8 @@ def test_answers_given_otherwise_are_refused_by_name_and_value(tmp_path):
     ("mix", "temporal_r1"), ("seed", 7)])
 def test_whatever_decides_an_answer_is_in_the_record(name, value):
     """A setting that is forgotten there is one that may change in the middle of a file."""
-    asking = dict(style="think", max_new_tokens=64, max_prompt_tokens=10, num_samples=2, temperature=1.0, mix="sum", seed=0)
+    asking = dict(style="think", max_new_tokens=64, max_prompt_tokens=10, num_samples=2, temperature=1.0, mix="sum",
+                  seed=0)
     records = [what_decides("m", "", Asking(**a), VideoSettings(), []) for a in (asking, asking | {name: value})]
     assert records[0] != records[1]
     for field in vars(VideoSettings()):
@@ -224,7 +225,8 @@ def test_the_change_reaches_the_model(model, loader, samples):
     intact, dark = patches(None), patches(black)
     assert not torch.equal(intact, dark) and dark.std(dim=0).max() == 0
     asked = []
-    answer_all(model, loader, samples, ALONE, ASKING, "", change=lambda sample, clip: asked.append(sample["id"]) or clip)
+    look = lambda sample, clip: asked.append(sample["id"]) or clip  # noqa: E731
+    answer_all(model, loader, samples, ALONE, ASKING, "", change=look)
     assert asked == [sample["id"] for sample in samples]
 
 
@@ -253,7 +255,8 @@ BOXES = [[0.1, 0.2, 0.3, round(0.4 + k / 100, 2)] for k in range(8)]
     ("grounding", "3 to 6", "nothing: there is no closed <answer> ... </answer>"),
     ("qa", "<answer>b</answer>", "(B) green light"),
     ("qa", "<answer>A or C</answer>", "nothing: the answer names two letters"),
-    ("gqa", "<answer>C</answer><glue>[(1, 2), (4, 5.5)]</glue>", "(C) blue, seen in 1.00 s to 2.00 s and 4.00 s to 5.50 s"),
+    ("gqa", "<answer>C</answer><glue>[(1, 2), (4, 5.5)]</glue>",
+     "(C) blue, seen in 1.00 s to 2.00 s and 4.00 s to 5.50 s"),
     ("gqa", "<answer>C</answer><glue>[]</glue>", "(C) blue, seen in no part of the video"),
     ("gqa", "<answer>C</answer>", "(C) blue, seen in nothing: there is no closed <glue> ... </glue>"),
     ("classification", "<answer> Green light\n</answer>", "Green light"),

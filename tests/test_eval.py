@@ -666,7 +666,8 @@ def test_completions_of_a_sample_are_averaged_before_samples_are_drawn():
 
 
 def test_the_interval_of_f1_is_that_of_the_f1_of_the_means():
-    values = [{"captioning/recall": r, "captioning/precision": p, "parse_failure": 0.0} for r, p in [(1, 0), (0, 1)] * 20]
+    pairs = [(1, 0), (0, 1)] * 20
+    values = [{"captioning/recall": r, "captioning/precision": p, "parse_failure": 0.0} for r, p in pairs]
     means = evaluation.resampled_means(values)
     recall, precision = means["captioning/recall"], means["captioning/precision"]
     assert means["captioning/F1"] == pytest.approx(2 * recall * precision / (recall + precision))
@@ -701,8 +702,8 @@ def test_next_qa_is_summed_up_by_the_first_letter_and_tp_is_tn():
 
 
 def test_a_probe_is_compared_on_its_own_samples():
-    """Text-only questions cannot lose their video: with them in the mean the drop would be too small. And the same draws
-    on both sides: two runs that agree in every sample differ by 0, surely."""
+    """Text-only questions cannot lose their video: with them in the mean the drop would be too small. And the same
+    draws on both sides: two runs that agree in every sample differ by 0, surely."""
     samples = [qa("A", id=name, video=name) for name in "abc"] + [qa("A", id="text")]
     values = accuracies(1, 1, 0, 1)
     result = evaluation.compare(samples, values, samples[:3], [
@@ -712,6 +713,9 @@ def test_a_probe_is_compared_on_its_own_samples():
     same = evaluation.compare(samples, values, samples[:2], [{"completions": [says("A")], "reasons": ["ok"]}] * 2,
                               evaluation.rewards.words_judge)
     assert same["drop_intervals"]["qa/accuracy"] == [0, 0]
+    worse = evaluation.compare(samples, values, samples[:2], [
+        {"completions": [says(letter)], "reasons": ["ok"]} for letter in "AB"], evaluation.rewards.words_judge)
+    assert worse["drop"]["qa/accuracy"] == 0.5 and worse["drop_intervals"]["qa/accuracy"] == [0, 1]  # lost is positive
     none = evaluation.compare(samples, values, [], [], evaluation.rewards.words_judge)
     assert none["drop"] == {} and none["score"] == {"n": 0}
 
@@ -730,8 +734,8 @@ def clips(tmp_path_factory):
 
 
 def arguments(clips, model_folder, out, *more):
-    return ["--model", str(model_folder), "--data", str(clips / "eval.jsonl"), "--out", str(out), "--max_new_tokens", "6",
-            "--min_pixels", "3136", "--tasks", "qa", "tracking", "--device", "cpu", "--num_workers", "0", *more]
+    return ["--model", str(model_folder), "--data", str(clips / "eval.jsonl"), "--out", str(out),
+            "--max_new_tokens", "6", "--min_pixels", "3136", "--tasks", "qa", "tracking", "--device", "cpu", "--num_workers", "0", *more]
 
 
 def read_lines(file):
@@ -749,7 +753,8 @@ def test_metrics_json_says_what_it_is_about(probed, clips):
     """A number without data, versions and settings cannot be compared with next year's."""
     metrics = json.loads((probed / "metrics.json").read_text())
     assert metrics["n"] == 8 and set(metrics["intervals"]) == {name for name in METRICS if name in metrics}
-    assert metrics["data"] == {str(clips / "eval.jsonl"): hashlib.sha256((clips / "eval.jsonl").read_bytes()).hexdigest()}
+    file = clips / "eval.jsonl"
+    assert metrics["data"] == {str(file): hashlib.sha256(file.read_bytes()).hexdigest()}
     assert {"python", "torch", "transformers"} <= set(metrics["versions"])
     assert metrics["config"]["max_new_tokens"] == 6 and metrics["config"]["prompt"] == "think"
     assert set(metrics["categories"]) == {"qa", "tracking"}
@@ -839,9 +844,10 @@ def test_prompts_that_are_too_long_are_counted_and_named(clips, model_folder, tm
 
 
 def ask(model_folder, video, *more):
-    command = [sys.executable, str(ROOT / "eval.py"), "--model", str(model_folder), "--video", str(video), "--device", "cpu",
-               "--min_pixels", "3136", "--max_new_tokens", "6", "--num_workers", "0", *more]
-    return subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120)
+    command = [sys.executable, str(ROOT / "eval.py"), "--model", str(model_folder), "--video", str(video),
+               "--device", "cpu", "--min_pixels", "3136", "--max_new_tokens", "6", "--num_workers", "0", *more]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
 
 
 def test_one_question_is_answered_and_read(clips, model_folder):
@@ -866,7 +872,8 @@ def test_each_task_is_asked_with_its_flags_and_read_from_its_tags(clips, model_f
     for more, said, words in [
         (["--task", "grounding"], says("3 to 6"), "read as: 3.00 s to 6.00 s"),
         (["--task", "qa", "--options", "red", "blue"], says("B"), "read as: (B) blue"),
-        (["--task", "gqa", "--options", "red", "blue"], says("A", "[(3, 6)]"), "read as: (A) red, seen in 3.00 s to 6.00 s"),
+        (["--task", "gqa", "--options", "red", "blue"], says("A", "[(3, 6)]"),
+         "read as: (A) red, seen in 3.00 s to 6.00 s"),
         (["--task", "classification", "--options", "low quality", "high quality"], says("low quality"),
          "read as: low quality"),
         (["--task", "captioning"], says("The screen turns red."), "read as: The screen turns red."),

@@ -10,6 +10,7 @@ import pytest
 from conftest import ROOT
 
 import annotations
+import claims
 import data
 import eval
 import plan
@@ -17,6 +18,7 @@ import train
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [line.strip() for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
+CLAIMS = json.loads((ROOT / "tests" / "results" / "claims.json").read_text())
 SEEDS = [json.loads((ROOT / "tests" / "results" / f"seed{seed}.json").read_text()) for seed in (0, 1, 2)]
 COLUMNS = {"before": "before", "after_sft": "after SFT", "after": "after GRPO", "sft_equal_time": "SFT, equal time",
            "whole_video": "whole video", "best_constant_span": "best constant span",
@@ -102,7 +104,8 @@ def test_the_committed_runs_show_what_is_claimed():
 def with_figures(text: str) -> str:
     """The text with its figures and tables made from the committed results."""
     text = re.sub(r"(<!-- figure: (\S+) (\S+) -->)[\d.]+", lambda m: f"{m[1]}{mean(m[2], m[3]):.3f}", text)
-    for name, rows in (("results", means_table()), ("seeds", seeds_table())):
+    tables = {f"claim: {claim}": claims.table(CLAIMS, claim) for claim in claims.CLAIMS}
+    for name, rows in {"results": means_table(), "seeds": seeds_table(), **tables}.items():
         table = f"<!-- table: {name} -->\n" + "\n".join(rows) + "\n\n"
         text = re.sub(rf"<!-- table: {name} -->\n(?:\|[^\n]*\n)*\n", lambda _: table, text)
     return text
