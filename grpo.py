@@ -31,6 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import lora
 import rewards
 
 # A spread of rewards below this is rounding, not a preference. The same number damps the division: without it, seven
@@ -342,6 +343,7 @@ def accumulate_gradients(model, reference, groups: list[Group], *, temperature: 
     Groups go through the model in packs that fit its `pack_tokens`; the common `denominator` makes the packs, and the
     ranks, add up to the gradient of the whole step. `reuse_video`: the vision tower is frozen, so the embeddings made
     for sampling serve the policy and the reference too. With an `entropy_bonus` the sums have `entropy_sum` as well.
+    A `reference` that is `model` itself is scored without its LoRA adapters.
     """
     sums = {"loss": 0.0, "tokens": 0.0, "kl_sum": 0.0, "ratio_sum": 0.0, "clipped_tokens": 0.0, "gap_sum": 0.0}
     if entropy_bonus:
@@ -351,8 +353,10 @@ def accumulate_gradients(model, reference, groups: list[Group], *, temperature: 
     for pack in model.pack(lengths):
         pack = [groups[i] for i in pack]
         scored = score_groups(model, pack, temperature, reuse_video, bool(entropy_bonus))
-        with torch.no_grad():
-            ref_logps = score_groups(reference, pack, temperature, reuse_video) if beta > 0 else [None] * len(pack)
+        ref_logps = [None] * len(pack)
+        if beta > 0:
+            with torch.no_grad(), lora.adapters_off(reference.hf):
+                ref_logps = score_groups(reference, pack, temperature, reuse_video)
         loss = 0.0
         for group, both, ref in zip(pack, scored, ref_logps):
             lp, entropies = both if entropy_bonus else (both, None)  # (G, C) each

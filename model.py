@@ -13,7 +13,8 @@ The G completions of a group share a prompt that is long (a video) while they ar
                alone knows the structure (`PackedAttention`): the prompt sees itself, a completion sees the prompt and itself.
     sampling   the prompt's keys and values are stored once for a group; all G rows read them (`GroupCache`).
 
-Both plug into the library's decoder layers as one registered attention function; nothing else of the library is touched.
+Both plug into the library's decoder layers as one registered attention function, and so does a third into its vision
+tower (`WindowAttention`); nothing else of the library is touched.
 Positions are always passed in (data.mrope_positions): the library's own change between versions.
 
 Left out on purpose: beam search, top-k, top-p and repetition penalties. What is sampled must be what is scored.
@@ -36,10 +37,12 @@ from transformers import AutoConfig, AutoTokenizer, Qwen2_5_VLForConditionalGene
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import cached_file, logging
 
+import lora
+
 try:  # only where a CUDA compiler could build it
-    from flash_attn import flash_attn_func
+    from flash_attn import flash_attn_func, flash_attn_varlen_func
 except ImportError:
-    flash_attn_func = None
+    flash_attn_func = flash_attn_varlen_func = None
 
 logging.disable_progress_bar()  # of shards being read and written: ours is the only bar on the screen
 
@@ -150,6 +153,65 @@ def _grouped_attention(module, query, key, value, attention_mask, *, scaling, at
 
 ALL_ATTENTION_FUNCTIONS.register("grouped", _grouped_attention)
 
+# --- attention of the vision tower: many short rows -------------------------------------------------------------------
+
+
+class WindowAttention:
+    """One pass of the vision tower, N patches of all its videos in one row, cut into segments that see only themselves:
+    windows of at most 8 x 8 patches in most blocks, the h w patches of two frames in the others.
+
+    The library calls SDPA once a segment, hundreds of times a block for one video. Segments of equal length, of
+    whatever video, are a batch here: videos of one size have at most four lengths of windows, and one of whole frames.
+    """
+
+    def __init__(self):
+        self.known: list[tuple] = []  # (boundaries, order, its inverse, groups), one for each kind of block
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, scaling: float, bounds: Tensor,
+                 longest: int) -> Tensor:
+        """query, key, value (1, H, N, d); bounds (segments + 1,) int32, 0 first, N last -> (1, N, H, d)."""
+        rows = [x[0].transpose(0, 1) for x in (query, key, value)]  # (N, H, d) each
+        if flash_attn_varlen_func is not None and query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
+            return flash_attn_varlen_func(*rows, bounds, bounds, longest, longest, softmax_scale=scaling)[None]
+        order, inverse, groups = self._plan(bounds)
+        if order is not None:
+            rows = [x.index_select(0, order) for x in rows]
+        outputs, sizes = [], [many * length for many, length in groups]
+        for group, *parts in zip(groups, *(x.split(sizes) for x in rows)):
+            q, k, v = (x.unflatten(0, group).transpose(1, 2) for x in parts)  # (segments, H, length, d)
+            out = F.scaled_dot_product_attention(q, k, v, scale=scaling)
+            outputs.append(out.transpose(1, 2).flatten(0, 1))  # (segments length, H, d)
+        out = torch.cat(outputs)  # (N, H, d)
+        return (out if order is None else out.index_select(0, inverse))[None]
+
+    def _plan(self, bounds: Tensor) -> tuple[Tensor | None, Tensor | None, list[tuple[int, int]]]:
+        """The order that puts segments of equal length side by side (None: they are), and (segments, length) of each
+        group. Made at the first block of a kind: each time the lengths come to the CPU, a GPU has to be waited for."""
+        for seen, *plan in self.known:
+            if seen is bounds:
+                return tuple(plan)
+        lengths = bounds.diff().long()  # (segments,)
+        values, counts = lengths.unique(return_counts=True)
+        groups = list(zip(counts.tolist(), values.tolist()))
+        order = inverse = None
+        if len(groups) > 1:
+            order = lengths.repeat_interleave(lengths).argsort(stable=True)  # (N,): patches by length of segment
+            inverse = order.argsort()
+        self.known.append((bounds, order, inverse, groups))
+        return order, inverse, groups
+
+
+def _windowed_attention(module, query, key, value, attention_mask, *, scaling, attend, cu_seq_lens_q, max_length_q,
+                        **unused):
+    """The function the library's vision blocks call."""
+    query, key = query.to(value.dtype), key.to(value.dtype)
+    return attend(query, key, value, scaling, cu_seq_lens_q, max_length_q), None
+
+
+# To a name with "flash" in it the library hands over the whole row and its boundaries, to others a segment at a time.
+WINDOWED = "windowed_like_flash"
+ALL_ATTENTION_FUNCTIONS.register(WINDOWED, _windowed_attention)
+
 # --- sampling one token -----------------------------------------------------------------------------------------------
 
 
@@ -192,6 +254,7 @@ class VideoLM:
         self.hf, self.tokenizer, self.source, self.pack_tokens = hf, tokenizer, source, pack_tokens
         self.visual, self.text, self.lm_head = hf.model.visual, hf.model.language_model, hf.lm_head
         self.text.config._attn_implementation = "grouped"
+        self.visual.config._attn_implementation = WINDOWED
         config = hf.config
         self.video_token_id = config.video_token_id
         self.tokens_per_second = config.vision_config.tokens_per_second
@@ -218,9 +281,9 @@ class VideoLM:
         return cls(hf.to(device), AutoTokenizer.from_pretrained(name), name)
 
     def save(self, folder: str | Path) -> None:
-        """Weights, config, tokenizer, chat template and preprocessor in Hugging Face layout."""
+        """Weights (LoRA adapters folded in), config, tokenizer, chat template and preprocessor in Hugging Face layout."""
         folder = Path(folder)
-        self.hf.save_pretrained(folder)
+        self.hf.save_pretrained(folder, state_dict=lora.merged_state(self.hf))
         self.tokenizer.save_pretrained(folder)
         for file in COMPANION_FILES:
             found = cached_file(self.source, file, _raise_exceptions_for_missing_entries=False,
@@ -253,7 +316,8 @@ class VideoLM:
         sizes = [t * h * w // 4 for t, h, w in grids]
         grid = torch.tensor(grids, device=self.device)  # (videos, 3)
         with self._compute():
-            out = self.visual(torch.cat(patches).to(self.device, self.visual.dtype), grid_thw=grid)
+            row = torch.cat(patches).to(self.device, self.visual.dtype)  # (N, 1176)
+            out = self.visual(row, grid_thw=grid, attend=WindowAttention())
         merged = getattr(out, "pooler_output", out)  # older releases return the tensor itself
         return list(merged.split(sizes))
 

@@ -20,15 +20,19 @@ import argparse
 import json
 import math
 import shutil
+import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import islice
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
+import lora
 import scale
 import toy
 from answers import Asking, answer_all, claim, load_prompts, sampling_seed, what_decides, with_style
@@ -106,12 +110,19 @@ class Config:
     resample: int = flag(0, "rounds in which groups without spread are replaced by further questions")
     keep_dead_groups: bool = flag(False, "pay for the KL of groups without spread too, as both papers do")
     freeze_vision: bool = flag(False, "train the language model only")
+    # LoRA, in the warm start and in GRPO
+    lora_rank: int = flag(0, "rank of adapters that are trained in place of the model, which is frozen, vision tower "
+                             "included, and kept in bfloat16 on a GPU; 0: train the model itself")
+    lora_alpha: float = flag(32.0, "their output is multiplied by this / rank")
+    lora_targets: list[str] = flag(lora.TARGETS, "matrices of the language model that get one", choices=lora.TARGETS)
     # the run
     eval_every: int = flag(0, "GRPO steps between evaluations on the way; the best model is kept in best/")
     save_every: int = flag(100, "steps between checkpoints", paper=50)
     keep_checkpoints: int = flag(2, "how many of them stay")
     resume: bool = flag(False, "go on from the newest checkpoint of --out")
     overwrite: bool = flag(False, "delete the run that --out holds")
+    dry_run: bool = flag(False, "one step on the longest prompts, with completions of full length: print peak memory "
+                                "and the time of the whole run, and leave nothing behind")
     sft_equal_time: bool = flag(False, "control: SFT that goes on from the warm start for as many seconds as GRPO took")
     # the machine
     device: str = flag("auto", "auto takes CUDA, then MPS, then the CPU")
@@ -137,6 +148,8 @@ def parse_config(arguments: list[str] | None = None) -> Config:
     given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
     if given.get("resume"):
         given = settings_of_the_run(given, parser)
+    if given.get("lora_rank"):
+        given.setdefault("freeze_vision", True)
     for f in fields(Config):
         default = f.metadata["paper"] if given.get("model") else f.default
         given.setdefault(f.name, list(default) if isinstance(default, tuple) else default)
@@ -147,7 +160,8 @@ def parse_config(arguments: list[str] | None = None) -> Config:
 
 
 # What decides which question comes when, and how it is sampled: another value would make a resumed run another run.
-FIXED = ("model", "train_data", "tasks", "seed", "toy_train", "toy_eval", "prompt", "questions", "sft_questions")
+FIXED = ("model", "train_data", "tasks", "seed", "toy_train", "toy_eval", "prompt", "questions", "sft_questions",
+         "lora_rank", "lora_alpha", "lora_targets")
 
 
 def settings_of_the_run(given: dict, parser: argparse.ArgumentParser) -> dict:
@@ -158,8 +172,8 @@ def settings_of_the_run(given: dict, parser: argparse.ArgumentParser) -> dict:
         return given
     saved = json.loads(file.read_text())
     for name in FIXED:
-        if name in given and given[name] != saved[name]:
-            parser.error(f"--resume: this run has --{name} {saved[name]}, not {given[name]}; name another --out")
+        if name in given and given[name] != saved.get(name):
+            parser.error(f"--resume: this run has --{name} {saved.get(name)}, not {given[name]}; name another --out")
     return {**{f.name: saved[f.name] for f in fields(Config) if f.name in saved and f.name != "overwrite"}, **given}
 
 
@@ -184,6 +198,10 @@ def find_problem(config: Config) -> str | None:
     sources = (config.model, *config.train_data, *config.eval_data)
     if config.overwrite and any(is_inside(path, config.out) for path in sources):
         return f"--overwrite would delete the model or the data: they lie in --out {config.out}"
+    if config.lora_rank < 0 or config.lora_alpha <= 0:
+        return f"--lora_rank {config.lora_rank} --lora_alpha {config.lora_alpha}: a rank is 0 (off) or more, alpha over 0"
+    if config.lora_rank and not config.freeze_vision:
+        return "--lora_rank freezes the vision tower: leave --no-freeze_vision out, or train all of it (--lora_rank 0)"
     if config.temperature <= 0:
         return f"--temperature is {config.temperature}; sampling needs more than 0 (evaluation is greedy anyway)"
     return None
@@ -263,11 +281,13 @@ class Run:
                 file.writelines(json.dumps(group) + "\n" for group in groups)
 
     def save(self, phase: str, step: int, model: VideoLM, optimizer: torch.optim.Optimizer, cursor: int) -> None:
-        """All that a resumed run needs; a partial one never has a checkpoint's name."""
+        """All that a resumed run needs; a partial one never has a checkpoint's name. Frozen weights are those that the
+        run was started from, so they are not saved again."""
         if not self.world.is_first:
             return
         name = f"checkpoint-{('sft', 'grpo').index(phase)}-{phase}-{step:06d}"
-        state = {"model": model.hf.state_dict(), "optimizer": optimizer.state_dict(), "cursor": cursor,
+        trained = {name: p.detach() for name, p in model.hf.named_parameters() if p.requires_grad}
+        state = {"model": trained, "optimizer": optimizer.state_dict(), "cursor": cursor,
                  "seconds": self.seconds.get(phase, 0.0)}
         scale.save_checkpoint(self.out / name, state)
         for old in sorted(self.out.glob("checkpoint-*"))[: -self.config.keep_checkpoints]:
@@ -278,7 +298,11 @@ class Run:
         if self.position()[0] != phase:
             return 0, 0
         state = scale.load_checkpoint(self.checkpoint)
-        model.hf.load_state_dict(state["model"])
+        missing, unexpected = model.hf.load_state_dict(state["model"], strict=False)
+        lost = unexpected + [n for n, p in model.hf.named_parameters() if p.requires_grad and n in missing]
+        if lost:
+            raise ValueError(f"{self.checkpoint} does not hold what is trained now, {lost[0]} for one; resume with the "
+                             "settings of the run, or name another --out")
         optimizer.load_state_dict(state["optimizer"])
         self.seconds[phase] = state["seconds"]
         return self.position()[1], state["cursor"]
@@ -389,11 +413,28 @@ class Clock:
 
 
 def load_model(config: Config, world: scale.World, name: str, dtype: torch.dtype = torch.float32) -> VideoLM:
+    """With LoRA the weights are frozen: then bfloat16, which the GPU computes in anyway, is enough for them."""
+    if config.lora_rank and world.device.type == "cuda":
+        dtype = torch.bfloat16
     model = VideoLM.load(name, world.device, dtype)
     model.pack_tokens = config.pack_tokens
     if config.gradient_checkpointing:
         model.hf.gradient_checkpointing_enable({"use_reentrant": False})
+    if config.lora_rank:
+        lora.add_adapters(model.hf, config.lora_rank, config.lora_alpha, config.lora_targets, config.seed)
     return model
+
+
+def load_reference(config: Config, world: scale.World, model: VideoLM, start: str) -> VideoLM | None:
+    """What the KL is measured to: the weights GRPO starts from, frozen; None where beta is 0. With LoRA that is the
+    policy itself, scored with its adapters off (by `accumulate_gradients`)."""
+    if config.beta == 0:
+        return None
+    if config.lora_rank:
+        return model
+    reference = load_model(config, world, start, torch.bfloat16 if world.device.type == "cuda" else torch.float32)
+    reference.hf.requires_grad_(False)
+    return reference
 
 
 NOTHING_READABLE = "not one video of the first step can be read (the reasons are above): check --video_root"
@@ -532,10 +573,7 @@ def train_grpo(run: Run, model: VideoLM, reference: VideoLM | None, samples: lis
         gaps = None
         for _ in range(config.inner_steps):
             clock("score")
-            sums = accumulate_gradients(model, reference, trained, temperature=config.temperature, beta=config.beta,
-                                        clip_low=config.clip_low, clip_high=config.clip_high, norm=config.loss_norm,
-                                        denominator=max(denominator, 1), reuse_video=config.freeze_vision,
-                                        entropy_bonus=config.entropy_bonus)
+            sums = grpo_gradients(config, model, reference, trained, denominator)
             gaps = gaps or {name: sums[name] for name in ("gap_sum", "gap_max")}  # before the policy has moved
             clock("step")
             norm = optimizer_step(config, world, optimizer, lr)
@@ -561,6 +599,14 @@ def train_grpo(run: Run, model: VideoLM, reference: VideoLM | None, samples: lis
         if (step + 1) % config.save_every == 0 or step + 1 == steps:
             run.save("grpo", step + 1, model, optimizer, stream.cursor)
     bar.close()
+
+
+def grpo_gradients(config: Config, model: VideoLM, reference: VideoLM | None, groups: list[Group],
+                   denominator: float) -> dict[str, float]:
+    return accumulate_gradients(model, reference, groups, temperature=config.temperature, beta=config.beta,
+                                clip_low=config.clip_low, clip_high=config.clip_high, norm=config.loss_norm,
+                                denominator=max(denominator, 1), reuse_video=config.freeze_vision,
+                                entropy_bonus=config.entropy_bonus)
 
 
 def collect_groups(run: Run, model: VideoLM, stream: "Stream", step: int,
@@ -658,6 +704,132 @@ def warn_of_gap(line: dict, device: torch.device) -> None:
                    f"average, more than {limit:g}: a position, mask or temperature is not the same in both")
 
 
+# --- before a long run: one step, as large as they get ----------------------------------------------------------------
+
+CANDIDATES = 64  # videos that are decoded in search of the longest prompts
+
+
+def dry_run(run: Run, initial: str, samples: list[dict], held_out: list[dict]) -> dict:
+    """A step of the warm start and one of GRPO on the longest prompts, with completions of full length. Prints and
+    returns tokens, peak bytes, seconds of a step and of the run: an upper bound, as no step of the run does more."""
+    config, world = run.config, run.world
+    model = load_model(config, world, initial)
+    model.eos_ids = model.banned_ids[:1]  # never sampled: nothing ends a completion before its limit
+    clock = Clock(world.device)
+    try:
+        clock("decode")
+        longest = longest_prompts(run, model, samples, max(config.questions, config.sft_questions))
+        if config.sft_steps:
+            clock("sft")
+            check_target_lengths(config, model, samples)
+            dry_sft_step(run, model, [sample for _, sample in longest[: config.sft_questions]])
+        if config.steps:
+            dry_grpo_step(run, model, initial, [sample for _, sample in longest[: config.questions]], clock)
+        clock(None)
+    except torch.OutOfMemoryError as error:
+        raise SystemExit(f"the run does not fit: out of memory in phase {clock.phase!r}. What helps: "
+                         "--gradient_checkpointing, --freeze_vision, --lora_rank, smaller --pack_tokens, "
+                         f"--max_new_tokens, --group_size or --total_pixels ({error})") from error
+    clock.seconds["decode"] /= min(len(samples), max(CANDIDATES, config.questions, config.sft_questions))  # a video
+    cost = dict(zip(clock.seconds, scale.largest(world, list(clock.seconds.values()))))
+    (peak,) = scale.largest(world, [peak_memory(world.device)])
+    result = {"tokens": [tokens for tokens, _ in longest], "peak_bytes": peak, "seconds": cost,
+              "run": predict_seconds(config, cost, samples, held_out)}
+    if world.is_first:
+        print_dry_run(config, world, result)
+    return result
+
+
+def longest_prompts(run: Run, model: VideoLM, samples: list[dict], count: int) -> list[tuple[int, dict]]:
+    """(tokens, sample) of the `count` longest prompts, longest first, among the candidates that promise most.
+
+    How many tokens a video has is known once it is open; until then its seconds and the text must do. A sample that
+    does not say how long its video is may be the longest of all, and goes first."""
+
+    def promise(sample: dict) -> tuple[float, int]:
+        text = len(str(build_prompt(sample, run.config.prompt)))
+        if "video" not in sample:
+            return 0.0, text
+        whole = sample.get("duration", math.inf)
+        return sample.get("end", whole) - sample.get("start", 0.0), text
+
+    shuffled = islice(order_of(samples, run.config.seed), len(samples))  # where nothing is known, a fair draw
+    candidates = sorted(shuffled, key=promise, reverse=True)[: max(CANDIDATES, count)]
+    mine, found = run.world.share(list(enumerate(candidates))), []
+    bar = tqdm(mine, "looking for long prompts", unit="video", disable=not run.world.is_first, leave=False)
+    for i, (place, sample) in enumerate(bar):
+        prompts, _ = run.load_prompts([sample], [s for _, s in mine[i + 1: i + 9]], model)
+        found += [(len(prompt.ids), place) for prompt in prompts]
+    found = sorted(scale.gather(run.world, found), key=lambda pair: (-pair[0], pair[1]))[:count]
+    if not found:
+        raise SystemExit(NOTHING_READABLE)
+    return [(tokens, candidates[place]) for tokens, place in found]
+
+
+def dry_sft_step(run: Run, model: VideoLM, samples: list[dict]) -> None:
+    optimizer = make_optimizer(run.config, model, run.config.sft_lr)
+    sft_gradients(run, model, Stream(samples, run.config.seed, 0, run.world))
+    optimizer_step(run.config, run.world, optimizer, run.config.sft_lr)
+
+
+def dry_grpo_step(run: Run, model: VideoLM, initial: str, samples: list[dict], clock: Clock) -> None:
+    """As in `train_grpo`, but every group is trained on: cut completions all score alike, and without a gradient
+    AdamW would not even make room for its moments."""
+    config, world = run.config, run.world
+    reference = load_reference(config, world, model, initial)
+    optimizer = make_optimizer(config, model, config.lr)
+    groups, _, counts = collect_groups(run, model, Stream(samples, config.seed, 0, world), 0, clock)
+    for group in groups:
+        group.advantages = torch.linspace(-1, 1, len(group.texts), device=group.tokens.device)  # (G,)
+    for _ in range(config.inner_steps):
+        clock("score")
+        grpo_gradients(config, model, reference, groups, counts["completions"])
+        clock("step")
+        optimizer_step(config, world, optimizer, config.lr)
+    clock(None)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: allocated on the GPU, else resident in this process (loading and Python included)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource  # not on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def predict_seconds(config: Config, cost: dict[str, float], samples: list[dict], held_out: list[dict]) -> dict:
+    """Seconds of each stage of the run, given those of one step by phase and of decoding one video.
+
+    Videos are decoded while the model works, so the slower of the two counts. Loading and saving models is not in it;
+    without a GRPO step nothing was sampled, and evaluation is not in it either."""
+    sft_steps = number_of_steps(config.sft_steps, samples, config.sft_questions)
+    steps = number_of_steps(config.steps, samples, config.questions)
+    a_step = sum(cost.get(name, 0.0) for name in ("wait", "sample", "score", "step"))
+    a_step = max(a_step, config.questions * cost["decode"])
+    asking = (cost["wait"] + cost["sample"]) / config.questions if "sample" in cost else 0.0  # a group of one question
+    asking = max(asking, cost["decode"])
+    evaluations = 1 + bool(sft_steps) + bool(steps) + config.sft_equal_time
+    evaluations += steps // config.eval_every if config.eval_every else 0
+    return {"warm start": sft_steps * max(cost.get("sft", 0.0), config.sft_questions * cost["decode"]),
+            "selection": len(samples) * asking * max(1.0, config.select_k / config.group_size) * bool(config.select_k),
+            "GRPO": steps * a_step, "evaluation": evaluations * len(held_out) * asking,
+            "SFT, equal time": steps * a_step * config.sft_equal_time}
+
+
+def print_dry_run(config: Config, world: scale.World, result: dict) -> None:
+    tokens, cost, stages = result["tokens"], result["seconds"], result["run"]
+    memory, where = result["peak_bytes"] / 1e9, "resident in a process"
+    if world.device.type == "cuda":
+        where = f"allocated, of {torch.cuda.get_device_properties(world.device).total_memory / 1e9:.1f} GB on the GPU"
+    print(f"\ndry run: prompts of {tokens[-1]} to {tokens[0]} tokens, {config.group_size} completions of "
+          f"{config.max_new_tokens} each")
+    print(f"peak memory: {memory:.2f} GB {where}")
+    print("seconds: " + ", ".join(f"{name} {value:.2f}" for name, value in cost.items()) + " (decode: a video)")
+    print("the run, at most: " + ", ".join(f"{name} {value / 3600:.2f} h" for name, value in stages.items() if value)
+          + f"; in all {sum(stages.values()) / 3600:.2f} h")
+
+
 # --- stage 4: the whole run -------------------------------------------------------------------------------------------
 
 
@@ -727,6 +899,7 @@ def run_stages(run: Run, initial: str, train: list[dict], held_out: list[dict]) 
         start = str(run.out / "warm_start")
         if "after_sft" not in run.results:
             warm_start(run, model, train)
+            lora.fold_adapters(model.hf, config.seed)
             save_model(run, model, "warm_start")
         else:
             model = load_model(config, world, start)
@@ -736,11 +909,7 @@ def run_stages(run: Run, initial: str, train: list[dict], held_out: list[dict]) 
         ids = set(run.stage("selected", lambda: select_samples(run, model, train))["ids"])
         chosen = [sample for sample in train if sample["id"] in ids]
     if config.steps:
-        reference = None
-        if config.beta > 0:
-            reference = load_model(config, world, start, torch.bfloat16 if world.device.type == "cuda" else torch.float32)
-            reference.hf.requires_grad_(False)
-        train_grpo(run, model, reference, chosen, held_out)
+        train_grpo(run, model, load_reference(config, world, model, start), chosen, held_out)
         run.stage("after", lambda: measure(run, model, held_out, "after"))
     save_model(run, model, "final")
     if config.sft_equal_time and "sft_equal_time" not in run.results:
@@ -752,6 +921,18 @@ def run_stages(run: Run, initial: str, train: list[dict], held_out: list[dict]) 
 def main(arguments: list[str] | None = None) -> None:
     config = parse_config(arguments)
     world = scale.start(config.device)
+    if config.dry_run:
+        with tempfile.TemporaryDirectory() as folder:  # the first rank's serves all
+            folder = scale.gather(world, [folder])[0]
+            carry_out(replace(config, out=folder, resume=False, overwrite=False), world)
+            scale.wait_for_all(world)
+    else:
+        carry_out(config, world)
+    scale.stop()
+
+
+def carry_out(config: Config, world: scale.World) -> None:
+    """The run, or its rehearsal."""
     began = time.time()
     settings = VideoSettings(config.fps, config.max_frames, config.total_pixels, config.min_pixels)
     with VideoLoader(settings, num_workers=config.num_workers, deadline=config.decode_seconds,
@@ -763,11 +944,13 @@ def main(arguments: list[str] | None = None) -> None:
         root = config.video_root or None
         train = with_style(load_samples(train_data, root, config.tasks, config.seed), config.prompt)
         held_out = with_style(load_samples(eval_data, root, config.tasks), config.prompt) if eval_data else []
+        if config.dry_run:
+            dry_run(run, initial, train, held_out)
+            return
         run_stages(run, initial, train, held_out)
     run.seconds["total"] = round(run.seconds.get("total", 0.0) + time.time() - began, 2)
     if world.is_first:
         finish(run, held_out)
-    scale.stop()
 
 
 def finish(run: Run, held_out: list[dict]) -> None:
