@@ -6,8 +6,9 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
+import model as model_file
 from grpo import encode_videos
-from model import VideoLM, sample_tokens
+from model import WINDOWED, VideoLM, WindowAttention, sample_tokens
 
 
 def embeds_of(model, prompts):
@@ -99,6 +100,43 @@ def test_gradient_checkpointing_changes_nothing(model, prompts):
         torch.testing.assert_close(a, b)
     for name in plain_grads:
         torch.testing.assert_close(plain_grads[name], checked_grads[name], atol=1e-6, rtol=1e-5)
+
+
+def bytes_kept(forward) -> int:
+    """What autograd holds on to between forward and backward, parameters not counted."""
+    kept = {}
+
+    def keep(tensor):
+        if not isinstance(tensor, torch.nn.Parameter):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        forward()
+    return sum(kept.values())
+
+
+def test_gradient_checkpointing_keeps_the_input_of_a_layer_and_no_more(model, prompts):
+    """Checkpointing that is on by name alone costs a card: layers that keep their insides need ten times as much."""
+    tokens, prompts = [completions(G=8, C=16)], prompts[:1]
+
+    def forward():
+        model.logprobs_packed(embeds_of(model, prompts), positions_of(prompts), tokens, 1.0)
+
+    plain = bytes_kept(forward)
+    model.hf.gradient_checkpointing_enable({"use_reentrant": False})
+    checked = bytes_kept(forward)
+    L, D, W, layers = len(prompts[0].ids) + 8 * 15, 96, model.lm_head.out_features, len(model.text.layers)
+    video = len(prompts[0].patches) * (1176 + 32) * 4  # the tower's input, and that of its one block
+    assert checked < 1.3 * (4 * L * D * (layers + 3) + 3 * 4 * 8 * 16 * W + video) < 0.5 * plain
+
+
+def test_long_groups_do_not_keep_their_logits(model):
+    """8 completions of 1,024 tokens have 5 GB of them in float32, which is what does not fit."""
+    states, tokens = torch.randn(8, 64, 96, requires_grad=True), completions(G=8, C=64)
+    pieces, whole = (bytes_kept(lambda: model._token_logps(states, tokens, 1.0, rows=rows)) for rows in (64, 4096))
+    assert pieces <= 4 * states.numel() + 8 * tokens.numel()  # what goes in, and nothing that is as wide as the vocabulary
+    assert whole >= 4 * tokens.numel() * model.lm_head.out_features
 
 
 def test_completions_of_a_group_do_not_see_each_other(model, prompts):
@@ -351,3 +389,70 @@ def test_videos_in_one_pass_do_not_see_each_other(model, prompts):
         for i in (0, 1):
             torch.testing.assert_close(together[i], encode_videos(model, [prompts[i]])[0], atol=1e-5, rtol=1e-5)
         assert together[2] is None
+
+
+# --- windows of the vision tower --------------------------------------------------------------------------------------
+
+GRIDS = [[(2, 16, 16)], [(2, 16, 16), (1, 16, 16)], [(3, 10, 18), (1, 4, 4), (2, 18, 10), (1, 22, 6)]]
+
+
+def vision_tower(implementation: str):
+    """The library's, with blocks of both kinds, in float64."""
+    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (Qwen2_5_VisionTransformerPretrainedModel,
+                                                                    Qwen2_5_VLVisionConfig)
+
+    config = Qwen2_5_VLVisionConfig(depth=4, hidden_size=32, intermediate_size=48, num_heads=2, out_hidden_size=24,
+                                    fullatt_block_indexes=[1, 3])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        tower = Qwen2_5_VisionTransformerPretrainedModel._from_config(config, attn_implementation="eager").double()
+        for p in tower.parameters():
+            torch.nn.init.normal_(p, std=0.2)
+    tower.config._attn_implementation = implementation
+    return tower
+
+
+def encode(tower, grids, **attend):
+    patches = torch.randn(sum(t * h * w for t, h, w in grids), 1176, generator=torch.Generator().manual_seed(1))
+    out = tower(patches.double(), grid_thw=torch.tensor(grids), **attend).pooler_output  # (V, D)
+    (out * torch.linspace(-1, 1, out.numel()).view(out.shape)).sum().backward()
+    return out.detach(), {name: p.grad for name, p in tower.named_parameters()}
+
+
+@pytest.mark.parametrize("grids", GRIDS)
+def test_windows_in_batches_are_the_windows_of_the_library(grids):
+    """Values and gradients of the library's loop over segments: one video whose windows are all whole, two of one size,
+    and four whose windows are cut at the right, at the bottom and at both."""
+    expected, expected_grads = encode(vision_tower("eager"), grids)
+    out, grads = encode(vision_tower(WINDOWED), grids, attend=WindowAttention())
+    assert expected.abs().mean() > 0.1
+    torch.testing.assert_close(out, expected, atol=1e-6, rtol=1e-6)
+    for name in grads:
+        torch.testing.assert_close(grads[name], expected_grads[name], atol=1e-5, rtol=1e-5)
+
+
+def test_a_block_makes_one_call_for_all_segments_of_a_length(monkeypatch):
+    """The library makes one call a segment, hundreds a block for a real video; a GPU waits for each to be launched."""
+    calls, real = [], torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(model_file.F, "scaled_dot_product_attention", lambda q, *a, **k: calls.append(q) or real(q, *a, **k))
+    grids, attend = [(3, 10, 18), (2, 10, 18)], WindowAttention()
+    tower = vision_tower(WINDOWED)
+    with torch.no_grad():
+        tower(torch.randn(900, 1176).double(), grid_thw=torch.tensor(grids), attend=attend)
+    # whole 8 x 8 windows; cut to 8 x 2, to 2 x 8 (as long) and to 2 x 2; and, in two blocks of four, all 10 x 18 patches
+    assert [tuple(q.shape[:3]) for q in calls] == 2 * [(5, 2, 4), (15, 2, 16), (10, 2, 64), (5, 2, 180)]
+    assert len(attend.known) == 2  # the lengths went to the CPU once for each kind of block
+    calls.clear()
+    tower.config._attn_implementation = "sdpa"
+    with torch.no_grad():
+        tower(torch.randn(900, 1176).double(), grid_thw=torch.tensor(grids))
+    assert len(calls) == 2 * (30 + 5)
+
+
+def test_the_policy_encodes_its_videos_that_way(model, prompts, monkeypatch):
+    """An attention function that is registered and not used would pass every other test."""
+    plans, real = [], WindowAttention._plan
+    monkeypatch.setattr(WindowAttention, "_plan", lambda self, bounds: plans.append(bounds) or real(self, bounds))
+    with torch.no_grad():
+        encode_videos(model, prompts)
+    assert len(plans) == 1  # one pass for both videos, through the one block

@@ -261,6 +261,128 @@ def test_two_processes_give_the_run_of_one_also_with_an_unreadable_video(started
     assert summaries[0]["after"] == pytest.approx(summaries[1]["after"], abs=1e-6) and summaries[0]["after"]["n"] == 8
 
 
+# --- LoRA -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_lora_run_trains_adapters_only_and_resumes_bit_for_bit(started, monkeypatch):
+    """Both stages end to end. After the warm start its adapters are part of the reference (KL 0 at step 1), checkpoints
+    hold what is trained and no more, and folders are plain ones in which only the adapted matrices have changed."""
+    monkeypatch.chdir(started)
+    arguments = ["--model", "start", "--train_data", "toy/train.jsonl", "--eval_data", "toy/eval.jsonl", *SMALL[4:],
+                 "--tasks", "grounding", "qa", "--min_pixels", "3136", "--sft_steps", "2", "--sft_lr", "1e-2", "--lr", "1e-2",
+                 "--lora_rank", "4", "--lora_alpha", "8", "--no-gradient_checkpointing"]
+    train.main([*arguments, "--out", "run"])
+    run = started / "run"
+    log = [line for line in lines(run / "metrics.jsonl") if line["phase"] == "grpo"]
+    assert log[0]["kl"] == 0 and log[-1]["kl"] > 0 and any(line["grad_norm"] > 0 for line in log)
+    state = scale.load_checkpoint(run / "checkpoint-1-grpo-000004")
+    assert state["model"] and all("lora_" in name for name in state["model"])
+    assert len(state["optimizer"]["state"]) == len(state["model"])
+    start, warm, final = (VideoLM.load(str(path)).hf.state_dict() for path in (started / "start", run / "warm_start", run / "final"))
+    assert start.keys() == final.keys()
+    adapted = {name for name in start if name.split(".")[-2] in train.lora.TARGETS and "language_model.layers" in name
+               and name.endswith("weight")}
+    for a, b in ((start, warm), (warm, final)):
+        assert {name for name in a if not torch.equal(a[name], b[name])} == adapted
+    # as if the machine had stopped between the two checkpoints
+    shutil.copytree(run, started / "again")
+    for name in ("checkpoint-1-grpo-000004", "final"):
+        shutil.rmtree(started / "again" / name)
+    train.main(["--out", "again", "--resume"])
+    assert without_seconds(lines(run / "metrics.jsonl")) == without_seconds(lines(started / "again" / "metrics.jsonl"))
+    resumed = VideoLM.load(str(started / "again" / "final")).hf.state_dict()
+    assert all(torch.equal(final[name], resumed[name]) for name in final)
+
+
+def test_a_checkpoint_of_another_kind_of_run_is_refused(started, monkeypatch):
+    """Names that do not fit must not be skipped in silence: adapters that stay as they were drawn would be trained on."""
+    model = VideoLM.load(str(started / "start"))
+    config = train.parse_config(["--out", str(started / "run"), "--freeze_vision"])
+    run = train.Run(config, ALONE, loader=None)
+    optimizer = train.make_optimizer(config, model, 1e-3)
+    run.save("sft", 1, model, optimizer, 0)
+    run.checkpoint = scale.newest_checkpoint(run.out)
+    saved = scale.load_checkpoint(run.checkpoint)["model"]
+    assert saved and not any("visual" in name for name in saved)  # frozen: not saved
+    assert run.restore("sft", model, optimizer) == (1, 0)
+    train.lora.add_adapters(model.hf, 4, 8.0, train.lora.TARGETS, 0)
+    with pytest.raises(ValueError, match="lora_A"):
+        run.restore("sft", model, optimizer)
+
+
+def test_lora_freezes_the_vision_tower_and_stays_what_it_is_in_a_resumed_run(tmp_path, capsys):
+    assert train.parse_config(["--lora_rank", "8"]).freeze_vision is True
+    assert train.parse_config([]).freeze_vision is False and train.parse_config([]).lora_rank == 0
+    out = tmp_path / "run"
+    train.Run(train.parse_config(["--out", str(out), "--lora_rank", "8"]), ALONE, loader=None)
+    assert train.parse_config(["--resume", "--out", str(out)]).lora_rank == 8
+    for arguments in (["--lora_rank", "4"], ["--lora_targets", "q_proj"]):
+        with pytest.raises(SystemExit):
+            train.parse_config(["--resume", "--out", str(out), *arguments])
+        assert arguments[0] in capsys.readouterr().err
+
+
+# --- the rehearsal ----------------------------------------------------------------------------------------------------
+
+
+def test_a_dry_run_takes_the_longest_prompts_to_the_limit_and_leaves_nothing(started, monkeypatch, capsys):
+    """A run that dies in hour three on the first long video is what it prevents: the largest step is done first, whatever
+    the order of the data, with gradients and moments although all its rewards are alike."""
+    monkeypatch.chdir(started)
+    whole = [json.loads(line) for line in (started / "toy" / "train.jsonl").read_text().splitlines()]
+    short = [{**sample, "start": 0.0, "end": 2.0, "duration": 2.0} for sample in whole[:6] if sample["task"] == "qa"]
+    long = [sample for sample in whole if sample["task"] == "qa"][-2:]
+    (started / "data.jsonl").write_text("".join(json.dumps(s) + "\n" for s in [*short, *long]))
+    before = sorted(started.rglob("*"))
+    steps, trained = [], []
+    real_step, real_gradients = train.optimizer_step, train.grpo_gradients
+    monkeypatch.setattr(train, "optimizer_step", lambda *a: steps.append((a[2], real_step(*a))) or steps[-1][1])
+    monkeypatch.setattr(train, "grpo_gradients", lambda *a: trained.extend(a[3]) or real_gradients(*a))
+    arguments = ["--model", "start", "--train_data", f"data.jsonl@{started}/toy", "--dry_run", "--questions", "2",
+                 "--sft_questions", "1", "--sft_steps", "10", "--steps", "5", "--max_new_tokens", "50", "--group_size", "4",
+                 "--device", "cpu", "--min_pixels", "3136", "--num_workers", "0"]
+    train.main(arguments)
+    said = capsys.readouterr().out
+    assert sorted(group.prompt.sample["id"] for group in trained) == sorted(sample["id"] for sample in long)
+    assert all(group.mask.all() and group.mask.shape == (4, 50) for group in trained)
+    assert len(steps) == 2 and all(norm > 0 and optimizer.state for optimizer, norm in steps)
+    assert "peak memory" in said and "warm start" in said and "GRPO" in said and "4 completions of 50" in said
+    assert sorted(started.rglob("*")) == before
+
+
+def test_a_dry_run_of_the_synthetic_task_writes_clips_and_no_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    train.main([*SMALL, "--out", "run", "--dry_run", "--lora_rank", "4", "--tasks", "qa", "--toy_train", "3"])
+    assert "in all" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["toy"]
+
+
+def test_hours_are_steps_times_measured_seconds():
+    """By hand: 40 samples, 4 questions a step; 2 s wait and sample, 3 s score and step; 8 greedy answers twice."""
+    config = train.Config(questions=4, sft_questions=8, sft_steps=-1, steps=20, select_k=16, group_size=8, eval_every=0)
+    cost = {"decode": 0.1, "sft": 7.0, "wait": 0.5, "sample": 1.5, "score": 2.0, "step": 1.0}
+    stages = train.predict_seconds(config, cost, samples(40), samples(8))
+    assert stages == pytest.approx({"warm start": 5 * 7, "selection": 40 * 0.5 * 2, "GRPO": 20 * 5,
+                                    "evaluation": 3 * 8 * 0.5, "SFT, equal time": 0})
+    slow = train.predict_seconds(config, {**cost, "decode": 2.0}, samples(40), samples(8))  # the model waits for videos
+    assert slow["GRPO"] == pytest.approx(20 * 4 * 2.0) and slow["warm start"] == pytest.approx(5 * 8 * 2.0)
+    assert slow["evaluation"] == pytest.approx(3 * 8 * 2.0)
+    only_sft = dataclasses.replace(config, steps=0, select_k=0)
+    assert train.predict_seconds(only_sft, {"decode": 0.1, "sft": 7.0}, samples(40), [])["GRPO"] == 0
+
+
+def test_running_out_of_memory_in_a_dry_run_says_what_helps(started, monkeypatch):
+    """The answer it was asked for; a page of traceback hides it."""
+    def too_much(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.chdir(started)
+    monkeypatch.setattr(train, "grpo_gradients", too_much)
+    with pytest.raises(SystemExit, match=r"in phase 'score'(.|\n)*--lora_rank"):
+        train.main(["--model", "start", "--train_data", "toy/train.jsonl:2", "--dry_run", "--questions", "1", "--tasks", "qa",
+                    "grounding", "--max_new_tokens", "3", "--device", "cpu", "--min_pixels", "3136", "--num_workers", "0"])
+
+
 # --- pieces -----------------------------------------------------------------------------------------------------------
 
 
@@ -401,6 +523,8 @@ def test_switches_can_be_turned_off_as_well_as_on():
 @pytest.mark.parametrize("arguments, remedy", [
     (["--model", "x"], "--train_data"), (["--train_data", "a.jsonl"], "--model"), (["--group_size", "1"], "2 or more"),
     (["--select_k", "1"], "2 or more"), (["--temperature", "0"], "more than 0"), (["--questions", "0"], "at least 1"),
+    (["--lora_rank", "-1"], "0 (off)"), (["--lora_rank", "4", "--lora_alpha", "0"], "alpha over 0"),
+    (["--lora_rank", "4", "--no-freeze_vision"], "vision tower"), (["--lora_targets", "lm_head"], "invalid choice"),
     (["--save_every", "0"], "at least 1"), (["--sft_equal_time", "--steps", "0"], "nothing to compare"),
     (["--model", "x", "--train_data", "a", "--eval_every", "5"], "--eval_data"),
     (["--tasks", "dancing"], "invalid choice"), (["--lr_rate", "1"], "unrecognized"),
