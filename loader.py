@@ -7,9 +7,14 @@ decord was used before the fork.) Read `_Worker.ask` first, the rest is who wait
 
     VideoLoader.submit(sample)  ->  a thread of DecodePool  ->  _Worker.ask  ==pipe==>  serve (python data.py worker)
 
+Clips are kept in memory (VideoLoader) and, where a folder is named for it, on the disk (FrameCache), for the epochs and the
+runs to come.
+
 Left out: shared memory. A clip is a few megabytes after the resize, which the worker does; a pipe is fast enough.
 """
 
+import functools
+import hashlib
 import os
 import pickle
 import queue
@@ -17,16 +22,21 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+import zipfile
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import torch
+from tqdm import tqdm
 
 from data import Clip, VideoError, VideoSettings, read_video, video_arguments
 
 STARTUP_SECONDS = 600  # importing torch from a busy network disk takes minutes; the deadline counts from after it
+CACHE_VERSION = 1  # of the frames on the disk: raise it when the same file and settings give other frames
 ATTEMPTS = 2  # at a file that fails: a busy disk is no bad file, and a bad file must not cost its deadline every epoch
 
 
@@ -160,18 +170,22 @@ class DecodePool:
             self.idle.put(worker)
         self.threads = ThreadPoolExecutor(num_workers, thread_name_prefix="decode") if num_workers else None
 
-    def submit(self, kind: str, path: str, arguments: dict, finish: Callable[[tuple], object]) -> Future:
-        """Future of `finish(answer)`; a video that cannot be read is the future's exception, a VideoError."""
+    def submit(self, kind: str, path: str, arguments: dict, finish: Callable[[tuple], object],
+               find: Callable[[], object | None] = lambda: None) -> Future:
+        """Future of what `find` finds, else of `finish(answer)`, both called in the thread that would wait for the child;
+        a video that cannot be read is the future's exception, a VideoError."""
         if self.threads:
-            return self.threads.submit(self._run, (kind, path, arguments), finish)
-        future = Future()
+            return self.threads.submit(self._run, (kind, path, arguments), finish, find)
+        future, found = Future(), find()
         try:
-            future.set_result(finish(_raise_error(run_job(kind, path, arguments))))
+            future.set_result(finish(_raise_error(run_job(kind, path, arguments))) if found is None else found)
         except VideoError as error:
             future.set_exception(error)
         return future
 
-    def _run(self, job: tuple, finish: Callable[[tuple], object]) -> object:
+    def _run(self, job: tuple, finish: Callable[[tuple], object], find: Callable[[], object | None]) -> object:
+        if (found := find()) is not None:
+            return found
         worker = self.idle.get()  # as many threads as workers: there always is one
         try:
             return finish(_raise_error(worker.ask(job, self.deadline)))
@@ -202,18 +216,92 @@ def _raise_error(answer: tuple) -> tuple:
     return answer
 
 
+class FrameCache:
+    """A folder of decoded clips, of at most `most_bytes`, that any number of processes and runs share.
+
+    A clip is found by all it depends on: file, size, time of change, settings. Nothing is locked: an entry appears whole,
+    by being renamed, or not at all; whoever finds it damaged decodes the video. Reading an entry makes it young, and the
+    oldest ones leave. One clip of the published budget is 8 MB.
+    """
+
+    def __init__(self, folder: str | Path, most_bytes: float):
+        self.folder, self.most_bytes = Path(folder), most_bytes
+        self.written = float("inf")  # by this process since it has looked at the folder: it looks at its first entry
+        self.lock = threading.Lock()  # several threads of this process come to tidy up
+        self.is_broken = False
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def find(self, key: tuple) -> Clip | None:
+        """The clip, None where there is none that can be read."""
+        path = self._path(key)
+        try:
+            with np.load(path, allow_pickle=False) as entry:  # a zip file: its checksums notice every damaged byte
+                clip = _to_clip(("clip", entry["frames"], entry["seconds"], float(entry["sample_fps"])))
+            os.utime(path)  # used just now
+            return clip
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            return None  # damaged: decoded again, and written over
+
+    def keep(self, key: tuple, clip: Clip) -> None:
+        """Write the clip. A disk that is full, or read-only, costs the cache and not the run."""
+        path, size = self._path(key), clip.frames.nbytes
+        if self.is_broken or size > self.most_bytes / 2:  # one that would drive all others out
+            return
+        partial = path.with_name(f"{path.stem}.{os.getpid()}-{threading.get_ident()}.partial")
+        try:
+            with open(partial, "wb") as file:
+                np.savez(file, frames=clip.frames.numpy(), seconds=clip.seconds.numpy(), sample_fps=clip.sample_fps)
+            os.replace(partial, path)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            self.is_broken = True
+            tqdm.write(f"--frame_cache {self.folder}: nothing more is written to it, {error}")
+            return
+        with self.lock:
+            self.written += size
+            if self.written > self.most_bytes / 64:
+                self._tidy()
+                self.written = 0
+
+    def _tidy(self) -> None:
+        """Delete the least recently used down to 7/8 of the limit: so eight processes that look after each 1/64 that they
+        have written stay below it together, without listing a folder of 10,000 files for every clip."""
+        entries = []
+        for entry in os.scandir(self.folder):
+            try:
+                status = entry.stat()
+            except FileNotFoundError:  # another process is faster
+                continue
+            if entry.name.endswith(".npz"):
+                entries.append((status.st_mtime_ns, status.st_size, entry.path))
+            elif entry.name.endswith(".partial") and time.time() - status.st_mtime > 3600:  # of a killed process
+                Path(entry.path).unlink(missing_ok=True)
+        total = sum(size for _, size, _ in entries)
+        for _, size, path in sorted(entries):
+            if total > 7 / 8 * self.most_bytes:
+                Path(path).unlink(missing_ok=True)
+                total -= size
+
+    def _path(self, key: tuple) -> Path:
+        return self.folder / f"{hashlib.sha256(repr((CACHE_VERSION, *key)).encode()).hexdigest()}.npz"
+
+
 class VideoLoader:
     """Clips of samples, decoded ahead: `submit` the next step's samples, then `load` this step's.
 
     The result does not depend on the number of workers. What was submitted waits for its `load`, clip or failure, so
     no file is decoded, or waited for, twice. Loaded clips are kept up to `cache_bytes` of memory, the least recently
-    used ones leave first: a small data set is decoded once and a large one streams through. Clips are shared: do not
-    write into them. Not for several threads.
+    used ones leave first: a small data set is decoded once and a large one streams through. `frame_cache` names a folder
+    that keeps up to `frame_cache_gb` (10^9 bytes) of them on the disk. Clips are shared: do not write into them. Not for
+    several threads.
     """
 
     def __init__(self, settings: VideoSettings = VideoSettings(), *, num_workers: int = 4, deadline: float = 60.0,
-                 cache_bytes: int = 2**30):
+                 cache_bytes: int = 2**30, frame_cache: str | Path = "", frame_cache_gb: float = 50.0):
         self.settings, self.cache_bytes = settings, cache_bytes
+        self.disk = FrameCache(frame_cache, frame_cache_gb * 1e9) if frame_cache else None
         self.pool = DecodePool(num_workers, deadline)
         self.ahead: dict[tuple, Future] = {}  # submitted and not yet loaded
         self.cache: OrderedDict[tuple, Clip] = OrderedDict()  # loaded, least recently used first
@@ -229,9 +317,22 @@ class VideoLoader:
             return _finished(None)
         key, arguments = _clip_key(sample, self.settings), video_arguments(sample, self.settings)
         if key not in self.ahead:
-            self.ahead[key] = (_finished(self.cache[key]) if key in self.cache
-                               else self.pool.submit("read", sample["video"], arguments, _to_clip))
+            self.ahead[key] = _finished(self.cache[key]) if key in self.cache else self._read(key, arguments)
         return self.ahead[key]
+
+    def _read(self, key: tuple, arguments: dict) -> Future:
+        """From the disk, where it has the clip, else from the video. Which of the two, its result does not tell."""
+        video, version, _ = key
+        if self.disk is None or version is None:
+            return self.pool.submit("read", video, arguments, _to_clip)
+        key = (os.path.abspath(video), *key[1:])  # runs that start in different folders share the entries
+
+        def finish(answer: tuple) -> Clip:
+            clip = _to_clip(answer)
+            self.disk.keep(key, clip)
+            return clip
+
+        return self.pool.submit("read", video, arguments, finish, functools.partial(self.disk.find, key))
 
     def load(self, sample: dict) -> Clip | None:
         """The sample's clip, None for a text-only sample. Raises VideoError."""

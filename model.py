@@ -27,6 +27,7 @@ import functools
 import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -91,17 +92,23 @@ class PackedAttention:
         return torch.cat(outputs, dim=2)  # (1, H, L, d)
 
 
+FIRST_WIDTH = 64  # own slots looked at to begin with
+
+
 class GroupCache:
     """Sampling: keys and values of Q prompts, each stored once, and of R completions of each question.
 
     prompt keys (Q, K, P, d) of every layer, shorter prompts padded on the right and masked; own keys (Q, R, K, C, d).
     Reading the prompt once for all R rows is what makes a long video cheap: it is R times less memory traffic.
+
+    All of it is allocated once. How many own tokens are in, `t` (1,), is a number on the device: a step writes at t and
+    masks what lies behind, so that every step over the same `width` is the same list of operations on the same memory.
     """
 
     def __init__(self, num_layers: int, prompt_lengths: list[int], group_size: int, max_new_tokens: int):
         self.prompt: list[list] = [[] for _ in range(num_layers)]  # per layer: (keys, values) of each prompt, then stacked
         self.own: list = [None] * num_layers
-        self.lengths, self.R, self.C, self.t = prompt_lengths, group_size, max_new_tokens, 0
+        self.lengths, self.R, self.C = prompt_lengths, group_size, max_new_tokens
 
     def add_prompt(self, layer: int, key: Tensor, value: Tensor) -> None:
         """key, value (K, P, d) of the next question."""
@@ -118,6 +125,8 @@ class GroupCache:
         P = max(self.lengths)
         lengths = torch.tensor(self.lengths, device=keys.device)
         self.padding = torch.arange(P, device=keys.device) >= lengths[:, None]  # (Q, P)
+        self.slots = torch.arange(self.C, device=keys.device)
+        self.t = torch.zeros(1, dtype=torch.long, device=keys.device)
 
     def keep(self, questions: Tensor, rows: Tensor) -> None:
         """Only these go on: questions (Q',), rows (Q', R') of each of them. Finished completions cost nothing more."""
@@ -126,20 +135,29 @@ class GroupCache:
             self.own[layer] = tuple(x[questions[:, None], rows] for x in self.own[layer])
         self.padding, self.R = self.padding[questions], rows.shape[1]
 
+    def widen(self, count: int) -> None:
+        """Look at enough own slots for `count` tokens: doubled when they are full, so a few widths serve all steps."""
+        self.width = min(self.C, max(FIRST_WIDTH, 1 << (count - 1).bit_length()))
+
+    def begin_step(self) -> None:
+        """The mask of this step, the same in all layers: padding of the prompts, and slots behind the one to be filled."""
+        future = (self.slots[: self.width] > self.t).expand(len(self.padding), -1)  # (Q, width)
+        self.hidden = torch.cat([self.padding, future], dim=1)[:, None, None, None]  # (Q, 1, 1, 1, P + width)
+
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         """One new token for each of the Q * R rows: query (Q R, H, 1, d), key and value (Q R, K, 1, d)."""
         (prompt_k, prompt_v), (own_k, own_v) = self.prompt[layer], self.own[layer]
         (Q, K, P, d), R = prompt_k.shape, self.R
-        own_k[:, :, :, self.t] = key.view(Q, R, K, d)
-        own_v[:, :, :, self.t] = value.view(Q, R, K, d)
-        own_k, own_v = own_k[:, :, :, : self.t + 1], own_v[:, :, :, : self.t + 1]
+        own_k.index_copy_(3, self.t, key.view(Q, R, K, 1, d))
+        own_v.index_copy_(3, self.t, value.view(Q, R, K, 1, d))
+        own_k, own_v = own_k[:, :, :, : self.width], own_v[:, :, :, : self.width]
         q = query.view(Q, R, K, -1, d) * scaling  # H = K * n query heads, n of them to one key head
         n = q.shape[3]
         rows = q.transpose(1, 2).reshape(Q, K, R * n, d)  # all rows of a group ask the same prompt: one matrix product
-        to_prompt = (rows @ prompt_k.transpose(2, 3)).masked_fill(self.padding[:, None, None], float("-inf"))
-        to_prompt = to_prompt.view(Q, K, R, n, P).transpose(1, 2)  # (Q, R, K, n, P)
-        to_own = q @ own_k.transpose(3, 4)  # (Q, R, K, n, t + 1)
-        weights = torch.cat([to_prompt, to_own], dim=-1).float().softmax(-1).to(value.dtype)
+        to_prompt = (rows @ prompt_k.transpose(2, 3)).view(Q, K, R, n, P).transpose(1, 2)  # (Q, R, K, n, P)
+        to_own = q @ own_k.transpose(3, 4)  # (Q, R, K, n, width)
+        scores = torch.cat([to_prompt, to_own], dim=-1).masked_fill_(self.hidden, float("-inf"))
+        weights = scores.float().softmax(-1).to(value.dtype)
         from_prompt = weights[..., :P].transpose(1, 2).reshape(Q, K, R * n, P) @ prompt_v  # (Q, K, R n, d)
         out = from_prompt.view(Q, K, R, n, d).transpose(1, 2) + weights[..., P:] @ own_v  # (Q, R, K, n, d)
         return out.reshape(Q * R, K * n, 1, d)
@@ -228,6 +246,72 @@ def sample_tokens(logps: Tensor, noise: Tensor) -> Tensor:
     return token.to(logps.device)
 
 
+@dataclass
+class Running:
+    """What a decode step reads and writes, all of it in place. Q and R shrink when rows leave; `tokens` keeps them all."""
+
+    cache: GroupCache
+    temperature: float
+    noise: Tensor  # (C, completions): one uniform number a token
+    tokens: Tensor  # (completions, C): what was sampled; padding behind an end token
+    logps: Tensor  # (completions, C): 0 there
+    lengths: Tensor  # (completions,)
+    rows: Tensor  # (Q, R): which completion each running row is
+    token: Tensor  # (Q, R): its last token
+    done: Tensor  # (Q, R) bool
+    position: Tensor  # (Q,): of the first token behind the prompt
+    eos: Tensor  # ids that end a completion
+
+
+class CudaGraph:
+    """A step recorded once and replayed by one launch: started one by one from Python, the small kernels of a token keep
+    a GPU waiting many times longer than they keep it busy.
+
+    The recording refers to memory, not to values: all that it reads must outlive it, the bfloat16 copies of the weights
+    that autocast keeps among it. They exist since the prefill and go when `generate` leaves its context, after the graph.
+    """
+
+    def __init__(self):
+        self.stream, self.graph = torch.cuda.Stream(), None
+
+    def warm_up(self, step: Callable[[], None]) -> None:
+        """An ordinary step, on the stream that will record: libraries set up there what must not be recorded."""
+        self.graph = None  # frees the memory of the last recording
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
+            step()
+        torch.cuda.current_stream().wait_stream(self.stream)
+
+    def record(self, step: Callable[[], None]) -> None:
+        """Nothing is computed: the kernels of `step` are written down. Other threads may go on using the GPU."""
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph, stream=self.stream, capture_error_mode="thread_local"):
+            step()
+
+    def replay(self) -> None:
+        self.graph.replay()
+
+
+class Stepper:
+    """Does `step` once a call, recorded where there is a graph: the first step of a shape is an ordinary one, the second
+    is recorded, and from then on the recording runs until the shape changes, because rows left or completions grew."""
+
+    def __init__(self, step: Callable[[], None], graph: CudaGraph | None):
+        self.step, self.graph, self.shape, self.is_recorded = step, graph, None, False
+
+    def __call__(self, shape: tuple) -> None:
+        if self.graph is None:
+            self.step()
+        elif shape != self.shape:
+            self.shape, self.is_recorded = shape, False
+            self.graph.warm_up(self.step)
+        else:
+            if not self.is_recorded:
+                self.graph.record(self.step)
+                self.is_recorded = True
+            self.graph.replay()
+
+
 def _in_one_compute_context(method: Callable) -> Callable:
     """Autocast keeps its bfloat16 copies of the weights until its outermost context ends: around all of sampling they are
     made once, around each step they would be made for every token."""
@@ -267,6 +351,10 @@ class VideoLM:
         self.is_banned[self.banned_ids] = True
         # bfloat16 arithmetic over float32 weights on a GPU; the same in training and evaluation
         self.autocast = torch.bfloat16 if self.device.type == "cuda" else None
+        # A GPU reads all weights for a step, however few the rows, and stops when Python asks whether they are done: there
+        # rows leave by halves, and are looked at every eighth step. Elsewhere a row less is time saved at once.
+        self.new_graph, self.look_every, self.retire_below = (
+            (CudaGraph, 8, 0.5) if self.device.type == "cuda" else (lambda: None, 1, 0.75))
 
     @classmethod
     def load(cls, name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> "VideoLM":
@@ -346,36 +434,37 @@ class VideoLM:
         behind an end token stand pad tokens with log-probability 0. Noise depends on a question's seed alone.
         """
         self.hf.eval()
-        Q, G, device = len(embeds), group_size, self.device
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        draw = [torch.rand(max_new_tokens, G, dtype=torch.float64, generator=generator) for generator in generators]
-        noise = torch.stack(draw, dim=1)  # (C, Q, G)
-        noise = noise.flatten(1).to("cpu" if device.type == "mps" else device)  # (C, Q G)
-        tokens = torch.full((Q, G, max_new_tokens), self.tokenizer.pad_token_id, device=device)
-        logps = torch.zeros(Q, G, max_new_tokens, device=device)
-        lengths = torch.zeros(Q, G, dtype=torch.long, device=device)
-        eos = torch.tensor(self.eos_ids, device=device)
-
-        cache = GroupCache(len(self.text.layers), [p.shape[1] for p in positions], G, max_new_tokens)
+        cache = GroupCache(len(self.text.layers), [p.shape[1] for p in positions], group_size, max_new_tokens)
         last = self._prefill(embeds, positions, cache)  # (Q, D): the hidden state that predicts the first token
-        hidden = last[:, None].expand(Q, G, -1)  # (Q, G, D)
-        next_position = torch.stack([p.max() + 1 for p in positions]).to(device)  # (Q,)
-        rows = torch.arange(Q * G, device=device).view(Q, G)  # which completion each running row is
-        done = torch.zeros(Q, G, dtype=torch.bool, device=device)
-        for c in range(max_new_tokens):
-            distribution = self._log_softmax(hidden, temperature or 1.0)  # (Q', R, W)
-            u = noise[c][rows.to(noise.device)]  # (Q', R)
-            token = distribution.argmax(-1) if temperature == 0 else sample_tokens(distribution, u)
-            alive = rows[~done]
-            tokens.view(Q * G, -1)[alive, c] = token[~done]
-            lengths.view(-1)[alive] += 1
-            logps.view(Q * G, -1)[alive, c] = distribution.gather(-1, token[..., None]).squeeze(-1)[~done]
-            done = done | torch.isin(token, eos)
-            if bool(done.all()) or c == max_new_tokens - 1:
-                break
-            rows, done, token, next_position = self._retire(cache, rows, done, token, next_position)
-            hidden = self._decode(token, next_position + c, cache)
+        run = self._begin(positions, group_size, max_new_tokens, temperature, seeds, cache)
+        self._sample(run, last[:, None].expand(-1, group_size, -1))
+        stepper = Stepper(lambda: self.decode_step(run), self.new_graph())
+        for c in range(1, max_new_tokens):
+            if c % self.look_every == 0:
+                if bool(run.done.all()):
+                    break
+                self._retire(run)
+            cache.widen(c)
+            stepper((*run.rows.shape, cache.width))
+        tokens, logps, lengths = (x.unflatten(0, (len(seeds), group_size)) for x in (run.tokens, run.logps, run.lengths))
         return [(tokens[q, :, :n], logps[q, :, :n]) for q, n in enumerate(lengths.amax(1).tolist())]
+
+    def _begin(self, positions: list[Tensor], G: int, C: int, temperature: float, seeds: list[int],
+               cache: GroupCache) -> Running:
+        """The state before the first token: nothing sampled, nothing done, the noise drawn."""
+        Q, device = len(seeds), self.device
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        noise = torch.stack([torch.rand(C, G, dtype=torch.float64, generator=generator) for generator in generators], dim=1)
+        return Running(
+            cache, temperature, noise.flatten(1).to("cpu" if device.type == "mps" else device),  # (C, Q G)
+            tokens=torch.full((Q * G, C), self.tokenizer.pad_token_id, device=device),
+            logps=torch.zeros(Q * G, C, device=device),
+            lengths=torch.zeros(Q * G, dtype=torch.long, device=device),
+            rows=torch.arange(Q * G, device=device).view(Q, G),
+            token=torch.zeros(Q, G, dtype=torch.long, device=device),
+            done=torch.zeros(Q, G, dtype=torch.bool, device=device),
+            position=torch.stack([p.max() + 1 for p in positions]).to(device),
+            eos=torch.tensor(self.eos_ids, device=device))
 
     def _prefill(self, embeds: list[Tensor], positions: list[Tensor], cache: GroupCache) -> Tensor:
         """Every prompt once; their keys and values go to the cache. -> (Q, D)."""
@@ -389,25 +478,42 @@ class VideoLM:
         cache.seal()
         return torch.cat(last)
 
-    def _decode(self, token: Tensor, position: Tensor, cache: GroupCache) -> Tensor:
-        """One token further: token (Q, R), position (Q,) -> hidden (Q, R, D)."""
-        Q, R = token.shape
-        embeds = self.text.embed_tokens(token.view(Q * R, 1))  # (Q R, 1, D)
-        position = position[:, None].expand(Q, R).reshape(1, Q * R, 1).expand(3, -1, -1)  # text: the same on all three axes
-        hidden = self._layers(embeds, position, cache)
-        cache.t += 1
-        return hidden.view(Q, R, -1)
+    def decode_step(self, run: Running) -> None:
+        """One token further, for all rows: feed the last one, sample the next. No shape, address or branch in here depends
+        on how far the completions are, and nothing waits for the device: that is what lets a CUDA graph record it."""
+        Q, R = run.rows.shape
+        run.cache.begin_step()
+        embeds = self.text.embed_tokens(run.token.view(Q * R, 1))  # (Q R, 1, D)
+        position = (run.position + run.cache.t)[:, None].expand(Q, R)
+        position = position.reshape(1, Q * R, 1).expand(3, -1, -1)  # text: the same on all three axes
+        hidden = self._layers(embeds, position, run.cache)
+        run.cache.t += 1
+        self._sample(run, hidden.view(Q, R, -1))
 
-    def _retire(self, cache: GroupCache, rows: Tensor, done: Tensor, token: Tensor, next_position: Tensor):
+    def _sample(self, run: Running, hidden: Tensor) -> None:
+        """hidden (Q, R, D) -> the next token of each row, to where it belongs; rows that are done write padding."""
+        distribution = self._log_softmax(hidden, run.temperature or 1.0)  # (Q, R, W)
+        t, rows, where = run.cache.t, run.rows.flatten(), run.noise.device
+        u = run.noise[t.to(where), rows.to(where)].view(run.rows.shape)
+        token = distribution.argmax(-1) if run.temperature == 0 else sample_tokens(distribution, u)  # (Q, R)
+        logp = distribution.gather(-1, token[..., None]).squeeze(-1)
+        run.tokens[rows, t] = token.masked_fill(run.done, self.tokenizer.pad_token_id).flatten()
+        run.logps[rows, t] = logp.masked_fill(run.done, 0.0).flatten()
+        run.lengths[rows] += (~run.done).flatten()
+        run.token.copy_(token)
+        run.done |= (token[..., None] == run.eos).any(-1)
+
+    def _retire(self, run: Running) -> None:
         """Drop questions that are finished, and rows once every question has some to spare; copies only when it pays."""
-        left = (~done).sum(1)  # (Q',)
+        left = (~run.done).sum(1)  # (Q,)
         questions, R = torch.nonzero(left).squeeze(1), int(left.max())
-        if len(questions) * R > 0.75 * rows.numel():
-            return rows, done, token, next_position
-        order = done[questions].long().argsort(dim=1, stable=True)[:, :R]  # running rows first; some finished ones fill up
-        cache.keep(questions, order)
+        if len(questions) * R > self.retire_below * run.rows.numel():
+            return
+        order = run.done[questions].long().argsort(dim=1, stable=True)[:, :R]  # running rows first; finished ones fill up
+        run.cache.keep(questions, order)
         pick = (questions[:, None], order)
-        return rows[pick], done[pick], token[pick], next_position[questions]
+        run.rows, run.done, run.token = run.rows[pick], run.done[pick], run.token[pick]
+        run.position = run.position[questions]
 
     # --- scoring ---
 

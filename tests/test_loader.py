@@ -12,8 +12,8 @@ import pytest
 import torch
 from video_files import pictures, which_frames, write_video
 
-from data import VideoError, VideoSettings, read_sample
-from loader import VideoLoader
+from data import Clip, VideoError, VideoSettings, read_sample
+from loader import FrameCache, VideoLoader
 
 ROOT = Path(__file__).parent.parent
 
@@ -192,6 +192,140 @@ def test_a_file_that_fails_has_a_second_chance_and_no_third(videos):
         assert futures[0] is not futures[1] is futures[2] is futures[3]
         write_video(videos / "bad.mp4", pictures(10))  # repaired: another file
         assert which_frames(loader.load(bad))[0] == 0
+
+
+# --- the cache on the disk --------------------------------------------------------------------------------------------
+
+
+def entries(folder):
+    return sorted(folder.glob("*"))
+
+
+def test_the_disk_gives_back_the_decoded_clip_without_decoding(videos, tmp_path):
+    """Decoding is the slowest part of reading a video; the second epoch, or run, must not pay for it again, in a clip
+    that is the same in every byte."""
+    folder, sample = tmp_path / "frames", question(videos / "2.mp4", start=0.5)
+    with VideoLoader(num_workers=1, frame_cache=folder) as loader:
+        first = loader.load(sample)
+        loader.cache.clear()
+        assert torch.equal(loader.load(sample).frames, first.frames)
+    (entry,) = entries(folder)
+    content = videos.joinpath("2.mp4").read_bytes()
+    times = os.stat(videos / "2.mp4")
+    (videos / "2.mp4").write_bytes(bytes(len(content)))  # no decoder reads this; size and time of change stay
+    os.utime(videos / "2.mp4", ns=(times.st_atime_ns, times.st_mtime_ns))
+    for num_workers in (0, 1):
+        with VideoLoader(num_workers=num_workers, frame_cache=folder) as loader:
+            again = loader.load(sample)
+            assert again.frames.dtype == torch.uint8 and torch.equal(again.frames, first.frames)
+            assert again.seconds.dtype == first.seconds.dtype and torch.equal(again.seconds, first.seconds)
+            assert again.sample_fps == first.sample_fps and type(again.sample_fps) is float
+            assert num_workers == 0 or not loader.pool.workers[0].is_ready  # nobody was asked
+
+
+def test_other_settings_and_a_replaced_file_are_other_entries(videos, tmp_path):
+    """A stale clip is worse than a slow one: the answer would be about another video."""
+    file, folder = videos / "0.mp4", tmp_path / "frames"
+
+    def load(settings=VideoSettings(), **fields):
+        with VideoLoader(settings, num_workers=0, frame_cache=folder) as loader:
+            return loader.load(question(file, **fields))
+
+    clip = load()
+    assert len(load(VideoSettings(target_fps=4)).frames) > len(clip.frames) and len(entries(folder)) == 2
+    load(start=0.3)
+    load(task="tracking")
+    assert len(entries(folder)) == 4
+    load(question="another")
+    assert len(entries(folder)) == 4  # the same frames
+    write_video(file, pictures(30)[20:])
+    assert which_frames(load())[0] == 20
+    here = os.getcwd()
+    os.chdir(videos)
+    try:
+        with VideoLoader(num_workers=0, frame_cache=folder) as loader:
+            assert which_frames(loader.load(question("0.mp4")))[0] == 20 and len(entries(folder)) == 5
+    finally:
+        os.chdir(here)
+
+
+@pytest.mark.parametrize("damage", ["cut", "emptied", "one byte", "another file"])
+def test_a_damaged_entry_is_decoded_again(videos, tmp_path, damage):
+    """A full disk or a crash leaves half a file; a flipped byte is a wrong picture that nobody would ever see."""
+    folder, sample = tmp_path / "frames", question(videos / "1.mp4")
+    with VideoLoader(num_workers=0, frame_cache=folder) as loader:
+        clip = loader.load(sample)
+    (entry,) = entries(folder)
+    whole = entry.read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    entry.write_bytes({"cut": whole[:-100], "emptied": b"", "one byte": flipped, "another file": b"not a zip"}[damage])
+    with VideoLoader(num_workers=0, frame_cache=folder) as loader:
+        assert torch.equal(loader.load(sample).frames, clip.frames)
+    assert entry.read_bytes() == whole and entries(folder) == [entry]  # repaired
+
+
+def test_the_disk_forgets_what_was_not_used_for_longest(tmp_path):
+    """A cache that fills the disk ends the run, and that of everybody else on it."""
+    clip = clip_of_noise(frames=8, side=56)
+    cache = FrameCache(tmp_path / "frames", 10.5 * (clip.frames.nbytes + 1000))
+    for k in range(9):
+        cache.keep((k,), clip)
+        os.utime(cache._path((k,)), (k + 1, k + 1))
+    assert [cache.find((k,)) is not None for k in range(2)] == [True, True]  # 0 and 1 are the youngest now
+    for k in range(9, 30):
+        cache.keep((k,), clip)
+        assert sum(file.stat().st_size for file in entries(cache.folder)) <= cache.most_bytes
+        if k == 10:
+            assert [k for k in range(11) if cache._path((k,)).exists()] == [0, 1, *range(4, 11)]
+    assert len(entries(cache.folder)) >= 8 and cache.find((29,)) is not None and cache.find((2,)) is None
+    cache.keep(("large",), clip_of_noise(frames=8 * 6, side=56))  # would drive out more than half of them
+    assert cache.find(("large",)) is None and len(entries(cache.folder)) >= 8
+
+
+def test_what_a_killed_process_has_left_is_cleared_away(tmp_path):
+    """Half-written files are no entries, so nothing would count them, nor ever delete them."""
+    clip = clip_of_noise(frames=2, side=28)
+    old, new = tmp_path / "a.1-2.partial", tmp_path / "b.1-2.partial"
+    old.write_bytes(b"x")
+    new.write_bytes(b"x")
+    os.utime(old, (1, 1))
+    FrameCache(tmp_path, 1e9).keep((0,), clip)
+    assert not old.exists() and new.exists()  # somebody may be writing that one
+
+
+def test_a_disk_that_cannot_be_written_costs_the_cache_and_not_the_run(videos, tmp_path, capsys):
+    """/scratch is full every other night."""
+    folder = tmp_path / "frames"
+    with VideoLoader(num_workers=0, frame_cache=folder) as loader:
+        folder.rmdir()
+        assert len(loader.load(question(videos / "0.mp4")).frames) > 0
+        assert len(loader.load(question(videos / "1.mp4")).frames) > 0
+    assert capsys.readouterr().out.count(f"--frame_cache {folder}") == 1
+
+
+def test_several_processes_share_the_folder(tmp_path):
+    """The ranks of a machine write the same clips at the same time, while others delete them: every clip that is found
+    is whole, and the limit holds."""
+    script = (f"import sys, torch; sys.path.insert(0, {str(ROOT)!r})\n"
+              "from loader import FrameCache\n"
+              "from data import Clip\n"
+              "cache, found = FrameCache(sys.argv[1], 40_000), 0\n"
+              "for k in [k % 7 for k in range(400)]:\n"
+              "    clip = cache.find((k,))\n"
+              "    assert clip is None or (clip.frames == k).all() and clip.frames.shape == (2, 3, 28, 28)\n"
+              "    found += clip is not None\n"
+              "    cache.keep((k,), Clip(torch.full((2, 3, 28, 28), k, dtype=torch.uint8), torch.zeros(2), 2.0))\n"
+              "assert found and not cache.is_broken\n")
+    children = [subprocess.Popen([sys.executable, "-c", script, str(tmp_path)]) for _ in range(2)]
+    assert [child.wait(timeout=120) for child in children] == [0, 0]
+    assert all(file.suffix == ".npz" for file in entries(tmp_path))
+    assert sum(file.stat().st_size for file in entries(tmp_path)) <= 40_000
+
+
+def clip_of_noise(frames, side):
+    pixels = torch.randint(0, 256, (frames, 3, side, side), dtype=torch.uint8)
+    return Clip(pixels, torch.arange(frames) / 2, 2.0)
 
 
 def test_closing_does_not_wait_for_files_that_hang(videos):

@@ -4,6 +4,7 @@ import filecmp
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForImageTextToText, AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
 import model as model_file
@@ -325,6 +326,105 @@ def test_a_completion_that_never_ends_is_cut_without_an_end_token(model, prompts
         model.text.norm.weight *= 3
     (tokens, logps), = sample(model, prompts[:1], max_new_tokens=5)
     assert tokens.shape == (4, 5) and (logps != 0).all()
+
+
+class Tape(TorchDispatchMode):
+    """A CUDA graph's contract, kept on the CPU: `record` writes down the operations with the memory that each reads and
+    writes, and puts back what they did; `replay` does them again there, without Python, so without new values of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []  # of warm_up, record and replay
+
+    def warm_up(self, step):
+        self.calls.append("warm up")
+        step()
+
+    def record(self, step):
+        self.calls.append("record")
+        self.operations, self.before = [], {}
+        with self:
+            step()
+        for tensor, value in reversed(self.before.values()):  # capturing computes nothing
+            tensor.copy_(value)
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        assert "local_scalar" not in str(operation) and "nonzero" not in str(operation), "the step waits for the device"
+        tensors = [x for x in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        writes = operation._schema.is_mutable
+        if writes:
+            self.before.setdefault(id(args[0]), (args[0], args[0].clone()))
+        out = operation(*args, **(kwargs or {}))
+        made = [x for x in torch.utils._pytree.tree_leaves(out) if isinstance(x, torch.Tensor)]
+        old = {x.untyped_storage().data_ptr() for x in tensors}
+        is_view = not writes and all(x.untyped_storage().data_ptr() in old for x in made)
+        if not is_view:
+            self.operations.append((operation, args, kwargs or {}, [] if writes else made))
+        return out
+
+    def replay(self):
+        self.calls.append("replay")
+        for operation, args, kwargs, made in self.operations:
+            out = operation(*args, **kwargs)
+            for x, new in zip(made, torch.utils._pytree.tree_leaves(out)):
+                x.copy_(new)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.0])
+def test_a_recorded_step_gives_the_tokens_of_one_that_python_runs(model, prompts, temperature):
+    """A graph repeats operations on addresses: a position, slot, mask or column kept as a Python number would be the
+    recorded one for ever, and a tensor made anew in each step would never be seen."""
+    settings = {"group_size": 4, "max_new_tokens": 72, "temperature": temperature}
+    model.eos_ids = list(range(40, 60))
+    expected = sample(model, prompts, **settings)
+    tapes = []
+    model.new_graph = lambda: tapes.append(Tape()) or tapes[-1]
+    for (tokens, logps), (as_expected, by_python) in zip(sample(model, prompts, **settings), expected):
+        assert torch.equal(tokens, as_expected)
+        torch.testing.assert_close(logps, by_python, atol=1e-6, rtol=0)
+    (tape,) = tapes
+    shapes = tape.calls.count("warm up")  # rows left, completions grew
+    assert 2 <= shapes < 20 and tape.calls.count("record") <= shapes and tape.calls.count("replay") > 10
+    assert all(tape.calls[i - 1] == "warm up" for i, call in enumerate(tape.calls) if call == "record")
+
+
+def test_looking_seldom_changes_nothing(model, prompts):
+    """On a GPU rows that are done run on for a few steps: what they say then must reach nobody."""
+    model.eos_ids = list(range(40, 300, 4))
+    expected = sample(model, prompts, group_size=8)
+    for model.look_every, model.retire_below in ((5, 0.5), (100, 0.5), (1, 1.0), (1, 0.0)):
+        for (tokens, logps), (as_expected, by_then) in zip(sample(model, prompts, group_size=8), expected):
+            assert torch.equal(tokens, as_expected)
+            torch.testing.assert_close(logps, by_then, atol=1e-5, rtol=0)
+
+
+def test_rows_leave_when_they_are_done(model, prompts):
+    """A group waits for its longest completion; what the others cost meanwhile is what sampling wastes."""
+    model.eos_ids = list(range(40, 300, 4))
+    rows = []
+    step = model.decode_step
+    model.decode_step = lambda run: (rows.append(run.rows.numel()), step(run))
+    lengths = torch.cat([(lp != 0).sum(1) for _, lp in sample(model, prompts, group_size=8, max_new_tokens=40)])
+    assert rows[0] == 24 and rows == sorted(rows, reverse=True) and len(set(rows)) > 2
+    assert len(rows) == lengths.max() - 1  # and all of it ends with the last
+    for c, running in enumerate(rows, 1):
+        assert (lengths > c).sum() <= running <= max(24 if c == 1 else 0, int((lengths > c).sum() / 0.75) + 8)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_cuda_graph_gives_the_tokens_of_the_steps_it_was_recorded_from(model_folder, prompts):
+    """The bfloat16 weights that autocast keeps must live as long as the graph: freed, they are read as other tensors."""
+    model = VideoLM.load(str(model_folder), "cuda")
+    graph = model.new_graph
+    for settings in ({}, {"temperature": 0.0}, {"group_size": 8, "max_new_tokens": 150}):
+        model.new_graph = lambda: None
+        expected = sample(model, prompts, **settings)
+        model.new_graph = graph
+        for again in range(2):  # the second run meets memory that the first has left behind
+            for (tokens, logps), (as_expected, by_python) in zip(sample(model, prompts, **settings), expected):
+                assert torch.equal(tokens, as_expected)
+                torch.testing.assert_close(logps, by_python, atol=1e-3, rtol=0)
 
 
 def test_inverting_the_cumulative_distribution_draws_the_distribution():
