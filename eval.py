@@ -412,6 +412,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--min_pixels", type=int, help=f"least pixels of a frame ({as_trained('min_pixels')})")
     add("--num_workers", type=int, default=4, help="processes that decode videos; 0 decodes in this one")
     add("--decode_seconds", type=float, default=60, help="a video that takes longer is given up")
+    add("--frame_cache", default="", help="folder that keeps decoded clips for later runs; several processes may share it")
+    add("--frame_cache_gb", type=float, default=50, help="its size, in 10^9 bytes; clips not used for longest leave")
     add("--device", default="auto", help="auto takes CUDA, then MPS, then the CPU")
     args = parser.parse_args(arguments)
     if problem := find_problem(args):
@@ -524,7 +526,8 @@ def evaluate(args: argparse.Namespace, world: scale.World, settings: VideoSettin
     probes = ["", *CHANGES] if args.probe else [""]
     complete_already = all(answer_paths(args.out, probe)[0].exists() for probe in probes)
     num_workers = 0 if complete_already else args.num_workers
-    with VideoLoader(settings, num_workers=num_workers, deadline=args.decode_seconds) as loader:
+    with VideoLoader(settings, num_workers=num_workers, deadline=args.decode_seconds, frame_cache=args.frame_cache,
+                     frame_cache_gb=args.frame_cache_gb) as loader:
         for probe in probes:
             asked = probe_samples(probe, samples, answers[""]) if probe else samples
             file, partial = answer_paths(args.out, probe)

@@ -131,6 +131,8 @@ class Config:
     num_workers: int = flag(2, "processes that decode videos ahead; 0 decodes in this one", paper=4)
     decode_seconds: float = flag(60.0, "a video that takes longer is given up")
     cache_mb: int = flag(512, "decoded clips kept in memory", paper=4096)
+    frame_cache: str = flag("", "folder that keeps decoded clips for later epochs and runs; several processes may share it")
+    frame_cache_gb: float = flag(50.0, "its size, in 10^9 bytes; clips that were not used for longest leave")
 
 
 def parse_config(arguments: list[str] | None = None) -> Config:
@@ -202,6 +204,8 @@ def find_problem(config: Config) -> str | None:
         return f"--lora_rank {config.lora_rank} --lora_alpha {config.lora_alpha}: a rank is 0 (off) or more, alpha over 0"
     if config.lora_rank and not config.freeze_vision:
         return "--lora_rank freezes the vision tower: leave --no-freeze_vision out, or train all of it (--lora_rank 0)"
+    if config.frame_cache and config.frame_cache_gb <= 0:
+        return f"--frame_cache_gb is {config.frame_cache_gb}; leave --frame_cache out to keep nothing on the disk"
     if config.temperature <= 0:
         return f"--temperature is {config.temperature}; sampling needs more than 0 (evaluation is greedy anyway)"
     return None
@@ -408,6 +412,10 @@ class Clock:
             self.seconds[self.phase] += now - self.since
         self.phase, self.since = phase, now
 
+    def share(self, phase: str) -> float:
+        """Of all that was measured."""
+        return round(self.seconds[phase] / max(sum(self.seconds.values()), 1e-9), 4)
+
     def rounded(self) -> dict[str, float]:
         return {name: round(value, 4) for name, value in self.seconds.items()}
 
@@ -460,7 +468,7 @@ def warm_start(run: Run, model: VideoLM, samples: list[dict]) -> None:
             raise SystemExit(NOTHING_READABLE)
         run.seconds["sft"] = round(time.time() - start, 2)
         run.log({"phase": "sft", "step": step + 1, **line, "grad_norm": norm, "lr": lr})
-        bar.set_postfix_str(f"loss {line['loss']:.3f}")
+        bar.set_postfix_str(f"loss {line['loss']:.3f} waiting for videos {line['wait_share']:.0%}")
         bar.update()
         if (step + 1) % config.save_every == 0 or step + 1 == steps:
             run.save("sft", step + 1, model, optimizer, stream.cursor)
@@ -482,9 +490,11 @@ def sft_for_seconds(run: Run, model: VideoLM, samples: list[dict], seconds: floa
 
 def sft_gradients(run: Run, model: VideoLM, stream: "Stream") -> dict:
     """Gradient of the mean negative log-likelihood of the next questions' target tokens; what to log."""
-    config, world = run.config, run.world
+    config, world, clock = run.config, run.world, Clock(run.world.device)
+    clock("wait")
     batch = stream.take(config.sft_questions)
     prompts, problems = run.load_prompts(batch, stream.peek(config.sft_questions), model)
+    clock("learn")
     targets = [encode_target(model, target_text(prompt.sample, config.prompt)) for prompt in prompts]
     tokens, unreadable = scale.total(world, [sum(t.numel() for t in targets), len(problems)])
     loss = 0.0
@@ -496,7 +506,9 @@ def sft_gradients(run: Run, model: VideoLM, stream: "Stream") -> dict:
         part = -sum(lp.sum() for lp in logps) / tokens
         part.backward()
         loss += float(part.detach())
-    return {"loss": scale.total(world, [loss])[0], "tokens": int(tokens), "unreadable": int(unreadable)}
+    clock(None)
+    return {"loss": scale.total(world, [loss])[0], "tokens": int(tokens), "unreadable": int(unreadable),
+            "wait_share": clock.share("wait")}
 
 
 def encode_target(model: VideoLM, text: str) -> torch.Tensor:
@@ -582,7 +594,8 @@ def train_grpo(run: Run, model: VideoLM, reference: VideoLM | None, samples: lis
         run.seconds["grpo"] = round(run.seconds.get("grpo", 0.0) + sum(clock.seconds.values()), 4)
         line = {"phase": "grpo", "step": step + 1, **describe(world, groups + replaced, counts),
                 **mean_sums(world, sums | gaps), "grad_norm": norm if math.isfinite(norm) else None, "lr": lr,
-                "seconds": clock.rounded()}
+                "seconds": clock.rounded(), "wait_share": clock.share("wait")}
+        line["sampled_per_second"] = round(line["sampled"] / max(clock.seconds["sample"], 1e-9), 1)
         if config.eval_every and (step + 1) % config.eval_every == 0:
             line["evaluation"] = keep_best(run, model, held_out, step + 1)
         said = scale.gather(world, [records(group, step + 1) for group in groups + replaced])
@@ -630,7 +643,7 @@ def collect_groups(run: Run, model: VideoLM, stream: "Stream", step: int,
         new = rollout(model, prompts, group_size=config.group_size, max_new_tokens=config.max_new_tokens,
                       temperature=config.temperature, seeds=seeds, mix=config.reward, scale=config.adv_scale,
                       judge=run.judge)
-        clock("wait")
+        clock("meet")  # the other ranks: not the videos
         dead, unreadable = scale.total(world, [sum(not group.is_live for group in new), len(problems)])
         counts["unreadable"] += int(unreadable)
         if attempt == config.resample or dead == 0:
@@ -664,8 +677,8 @@ def describe(world: scale.World, groups: list[Group], counts: dict) -> dict:
     completions = max(sums["completions"], 1)
     line = {"reward": sums["reward"] / completions}
     line |= {name: sums[name] / sums[f"n/{name}"] for name in names[4::2] if sums[f"n/{name}"]}
-    return line | {"length": sums["tokens"] / completions, "truncated": int(sums["truncated"]), "groups": counts["groups"],
-                   "dead_groups": counts["dead"], "unreadable": counts["unreadable"],
+    return line | {"length": sums["tokens"] / completions, "sampled": int(sums["tokens"]), "truncated": int(sums["truncated"]),
+                   "groups": counts["groups"], "dead_groups": counts["dead"], "unreadable": counts["unreadable"],
                    "resampled": counts["resampled"]}
 
 
@@ -693,7 +706,8 @@ def log_line(line: dict, steps: int) -> str:
     spent = " ".join(f"{name} {value:.2f}" for name, value in line["seconds"].items())
     return (f"step {line['step']}/{steps} reward {line['reward']:.3f} {parts} kl {line['kl']:.3f} "
             f"dead {line['dead_groups']}/{line['groups']} truncated {line['truncated']} length {line['length']:.1f} "
-            f"grad {line['grad_norm'] or math.nan:.2f} gap {line['logp_gap_max']:.0e} | {spent} s")
+            f"grad {line['grad_norm'] or math.nan:.2f} gap {line['logp_gap_max']:.0e} | {spent} s, "
+            f"waiting for videos {line['wait_share']:.0%}, {line['sampled_per_second']:.0f} tokens/s sampled")
 
 
 def warn_of_gap(line: dict, device: torch.device) -> None:
@@ -936,7 +950,8 @@ def carry_out(config: Config, world: scale.World) -> None:
     began = time.time()
     settings = VideoSettings(config.fps, config.max_frames, config.total_pixels, config.min_pixels)
     with VideoLoader(settings, num_workers=config.num_workers, deadline=config.decode_seconds,
-                     cache_bytes=config.cache_mb * 2**20) as loader:
+                     cache_bytes=config.cache_mb * 2**20, frame_cache=config.frame_cache,
+                     frame_cache_gb=config.frame_cache_gb) as loader:
         run = Run(config, world, loader)
         initial, train_data, eval_data = config.model, config.train_data, config.eval_data
         if not config.model:

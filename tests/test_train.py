@@ -17,14 +17,16 @@ import pytest
 import torch
 from conftest import ROOT
 
+import data
 import eval
+import grpo
 import scale
 import toy
 import train
 from answers import with_style
 from data import VideoSettings, load_samples
 from grpo import accumulate_gradients, rollout, score_groups
-from loader import VideoLoader
+from loader import VideoLoader, _clip_key
 from model import VideoLM
 from rewards import words_judge
 
@@ -38,7 +40,8 @@ def lines(file: Path) -> list[dict]:
 
 
 def without_seconds(records: list[dict]) -> list[dict]:
-    return [{name: value for name, value in record.items() if name != "seconds"} for record in records]
+    timings = ("seconds", "wait_share", "sampled_per_second")
+    return [{name: value for name, value in record.items() if name not in timings} for record in records]
 
 
 def run(folder: Path, *arguments: str, processes: int = 0, env: dict | None = None) -> subprocess.CompletedProcess:
@@ -60,7 +63,8 @@ def whole_run(tmp_path_factory):
     try:
         train.main([*SMALL, "--out", "run", "--sft_steps", "60", "--sft_questions", "12", "--select_k", "3",
                     "--select_min_std", "0.01", "--select_min_mean", "0", "--group_size", "8",
-                    "--eval_every", "2", "--sft_equal_time", "--entropy_bonus", "0.001"])
+                    "--eval_every", "2", "--sft_equal_time", "--entropy_bonus", "0.001",
+                    "--frame_cache", "frames", "--frame_cache_gb", "0.1"])
     finally:
         os.chdir(old)
     return folder / "run"
@@ -104,16 +108,32 @@ def test_eval_py_finds_the_same_numbers_without_being_told_how(whole_run, tmp_pa
     assert asked["min_pixels"] == train.Config().min_pixels != eval.PUBLISHED["min_pixels"]
 
 
+def test_training_and_evaluation_share_the_frame_cache(whole_run, tmp_path):
+    """A flag that does not reach the loader decodes every video again, and says nothing."""
+    frames = whole_run.parent / "frames"
+    before = {file.name: file.stat().st_mtime_ns for file in frames.iterdir()}
+    assert len(before) == 10  # 6 clips for training, 4 held out, each with three questions
+    eval.main(["--model", str(whole_run / "final"), "--data", str(whole_run.parent / "toy" / "seed0-6-4" / "eval.jsonl") + ":1",
+               "--out", str(tmp_path / "x"), "--device", "cpu", "--num_workers", "0", "--max_new_tokens", "2",
+               "--frame_cache", str(frames), "--frame_cache_gb", "0.1"])
+    after = {file.name: file.stat().st_mtime_ns for file in frames.iterdir()}
+    assert after.keys() == before.keys() and sum(after[name] > before[name] for name in before) == 1  # found and read
+
+
 def test_every_step_logs_what_the_readme_explains(whole_run):
     """A number that is missing in one step breaks the plot of the whole run."""
     steps = [line for line in lines(whole_run / "metrics.jsonl") if line["phase"] == "grpo" and "reward" in line]
     assert [line["step"] for line in steps] == [1, 2, 3, 4] and [("evaluation" in line) for line in steps] == [False, True] * 2
     for line in steps:
         assert {"reward", "format", "kl", "loss", "grad_norm", "length", "truncated", "groups", "dead_groups", "unreadable",
-                "clip_fraction", "ratio", "logp_gap_mean", "logp_gap_max", "lr"} <= set(line)
+                "clip_fraction", "ratio", "logp_gap_mean", "logp_gap_max", "lr", "wait_share", "sampled"} <= set(line)
         assert {"wait", "sample", "score", "step"} <= set(line["seconds"])
         assert 0 < line["entropy"] < 7  # nats; only with --entropy_bonus, as here
         assert line["groups"] == 3 and line["clip_fraction"] == 0 and all(math.isfinite(v) for v in line["seconds"].values())
+        assert line["wait_share"] == pytest.approx(line["seconds"]["wait"] / sum(line["seconds"].values()), abs=1e-3)
+        assert line["sampled"] == round(line["length"] * 24)
+        assert line["sampled_per_second"] == pytest.approx(line["sampled"] / line["seconds"]["sample"], rel=1e-2)
+        assert f"videos {line['wait_share']:.0%}, {line['sampled_per_second']:.0f} tokens/s" in train.log_line(line, 4)
     assert steps[0]["kl"] == 0 and steps[-1]["kl"] > 0  # the reference is the policy at the start of GRPO
     assert any(line["grad_norm"] > 0 for line in steps)
 
@@ -445,6 +465,27 @@ def test_ranks_share_a_stream_by_position_however_much_is_taken():
     assert [set(t) for t in taken] == ahead
 
 
+def test_the_next_step_is_decoded_while_this_one_is_sampled(model, tmp_path, monkeypatch):
+    """A GPU that waits for videos waits for minutes: what the next step needs must become ready without being asked for."""
+    toy.write_dataset(tmp_path / "toy", 4, 1, 0)
+    questions = data.load_samples([str(tmp_path / "toy" / "train.jsonl")], tasks=["grounding"])
+    config = train.parse_config(["--out", str(tmp_path / "run"), "--questions", "2", "--group_size", "2",
+                                 "--max_new_tokens", "3"])
+    ready = []
+
+    def watch(*arguments, **settings):
+        coming = [loader.ahead[_clip_key(sample, loader.settings)] for sample in stream.peek(2)]
+        ready.extend(future.result(timeout=60) for future in coming)  # nobody has loaded them
+        return grpo.rollout(*arguments, **settings)
+
+    monkeypatch.setattr(train, "rollout", watch)
+    with VideoLoader(VideoSettings(min_pixels=3136), num_workers=1) as loader:
+        run, stream = train.Run(config, ALONE, loader), train.Stream(questions, 0, 0, ALONE)
+        groups, _, _ = train.collect_groups(run, model, stream, 0, train.Clock(ALONE.device))
+        assert len(groups) == len(ready) == 2
+        assert all(loader.load(sample) is clip for sample, clip in zip(stream.peek(2), ready))
+
+
 def test_the_learning_rate_rises_falls_and_never_reaches_the_last_zero():
     rates = [train.learning_rate(1.0, step, 10, 4, "linear") for step in range(10)]
     assert rates[:4] == [0.25, 0.5, 0.75, 1.0] and rates[4] == 1.0
@@ -527,6 +568,7 @@ def test_switches_can_be_turned_off_as_well_as_on():
     (["--lora_rank", "4", "--no-freeze_vision"], "vision tower"), (["--lora_targets", "lm_head"], "invalid choice"),
     (["--save_every", "0"], "at least 1"), (["--sft_equal_time", "--steps", "0"], "nothing to compare"),
     (["--model", "x", "--train_data", "a", "--eval_every", "5"], "--eval_data"),
+    (["--frame_cache", "x", "--frame_cache_gb", "0"], "leave --frame_cache out"),
     (["--tasks", "dancing"], "invalid choice"), (["--lr_rate", "1"], "unrecognized"),
 ])
 def test_wrong_settings_are_refused_with_the_remedy(arguments, remedy, capsys):
