@@ -64,16 +64,26 @@ class Case:
         return math.prod(self.prompt.grid) // 4
 
 
-def build_case(shape: str, device: str, P: int, frames: int, G: int, C: int) -> Case:
-    tokenizer = toy.build_tokenizer(["a benchmark needs no words"])
+def build_model(shape: str, device: str) -> transformers.Qwen2_5_VLForConditionalGeneration:
+    """Random weights, made where they will be used: 7B in float32 would fill the memory of most machines."""
+    if shape == "tiny":
+        return toy.build_model(toy.build_tokenizer(["a benchmark needs no words"]), 0, hidden=256, layers=6).to(device)
     with torch.random.fork_rng(), torch.device(device):
         torch.manual_seed(0)
-        if shape == "tiny":
-            hf = toy.build_model(tokenizer, 0, hidden=256, layers=6).to(device)
-        else:  # made where it will be used: 7B in float32 would fill the memory of most machines
-            hf = transformers.Qwen2_5_VLForConditionalGeneration(plan.load_shape(shape))
+        return transformers.Qwen2_5_VLForConditionalGeneration(published_config(shape))
+
+
+def published_config(shape: str) -> transformers.Qwen2_5_VLConfig:
+    """A size of plan.py, with what is not needed for counting: how the axes share the frequencies of a head."""
+    config = plan.load_shape(shape)
+    config.text_config.rope_parameters["mrope_section"] = [16, 24, 24]
+    return config
+
+
+def build_case(hf: transformers.Qwen2_5_VLForConditionalGeneration, P: int, frames: int, G: int, C: int) -> Case:
+    tokenizer = toy.build_tokenizer(["a benchmark needs no words"])
     reference = copy.deepcopy(hf).requires_grad_(False)
-    if device == "cuda":
+    if hf.device.type == "cuda":
         reference.to(torch.bfloat16)  # as train.py loads it
     models = [VideoLM(x, tokenizer, "", pack_tokens=1) for x in (hf, reference)]
     for model in models:
@@ -461,7 +471,7 @@ def main(arguments: list[str] | None = None) -> None:
     machine = torch.cuda.get_device_name() if device.type == "cuda" else f"a CPU, {torch.get_num_threads()} thread(s), seconds of CPU time"
     about = {"shape": args.shape, "machine": machine, "date": time.strftime("%Y-%m-%d"), "python": platform.python_version(),
              "torch": torch.__version__, "transformers": transformers.__version__, "flash": flash_attn_func is not None}
-    report = about | run(build_case(args.shape, args.device, P, args.frames, args.group, C), args.repeats)
+    report = about | run(build_case(build_model(args.shape, args.device), P, args.frames, args.group, C), args.repeats)
     if args.out:
         Path(args.out).mkdir(parents=True, exist_ok=True)
         (Path(args.out) / "bench.json").write_text(json.dumps(report, indent=1) + "\n")

@@ -5,13 +5,14 @@ import json
 import bench
 import pytest
 import torch
+import transformers
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 
 @pytest.fixture(scope="module")
 def case():
-    return bench.build_case("tiny", "cpu", P=90, frames=8, G=3, C=5)
+    return bench.build_case(bench.build_model("tiny", "cpu"), P=90, frames=8, G=3, C=5)
 
 
 def test_one_command_measures_both_sides_and_prints_the_table(tmp_path, capsys):
@@ -50,6 +51,26 @@ def test_both_sides_have_the_same_gradient(case):
     assert gradients[0].keys() == gradients[1].keys() and largest > 0
     for name, gradient in gradients[0].items():
         assert (gradient - gradients[1][name]).abs().max() < 1e-4 * largest, name
+
+
+@pytest.mark.parametrize("shape", ["3b", pytest.param("7b", marks=pytest.mark.slow)])
+def test_published_sizes_run_on_both_sides(shape):
+    """The one run that needs a large GPU must not end at a missing field of the config: here it is narrow, else whole."""
+    config = bench.published_config(shape)
+    text, vision = config.text_config, config.vision_config
+    text.num_hidden_layers, text.num_attention_heads, text.num_key_value_heads, text.intermediate_size = 1, 2, 1, 64
+    text.hidden_size = vision.out_hidden_size = 256  # two heads of the published size
+    text.layer_types = text.layer_types[:1]
+    vision.depth, vision.hidden_size, vision.intermediate_size, vision.num_heads = 8, 32, 32, 2
+    hf = transformers.Qwen2_5_VLForConditionalGeneration(config)
+    assert hf.lm_head.out_features == {"3b": 151936, "7b": 152064}[shape]
+    assert (hf.lm_head.weight is hf.model.language_model.embed_tokens.weight) == (shape == "3b")
+    case = bench.build_case(hf, P=40, frames=4, G=2, C=3)
+    ours = bench.OurStep(case)
+    ours.sample()
+    peers = bench.PeersStep(case, ours.tokens)
+    peers.sample()
+    assert bench.compare_sides(case, peers, ours)["library_max"] < 1e-4
 
 
 def test_the_bounds_count_what_the_modules_do(case):
