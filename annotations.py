@@ -596,7 +596,7 @@ def convert(name: str, src: Path, out: Path, split: str | None = None) -> int:
             samples[sample["id"]] = sample
             lines.append(json.dumps(sample, ensure_ascii=False, allow_nan=False).encode() + b"\n")
     except OSError as error:
-        kind = "a folder of files" if splits else "a file"
+        kind = f"--src is a folder, --split {' or '.join(splits)}, files" if splits else "--src is a file"
         raise type(error)(f"{name}: {error.filename}: {error.strerror}. Expected: {kind} with {form}") from error
     except MALFORMED as error:
         problem = f"there is no {error}" if isinstance(error, KeyError) else str(error)

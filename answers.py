@@ -174,6 +174,7 @@ def what_decides(model: str, judge: str, asking: Asking, settings: VideoSettings
     """All that an answer depends on, by the names of the flags. Neither the batch nor the number of processes is
     among it. `model` and `judge` are names."""
     digest = hashlib.sha256(json.dumps(samples, sort_keys=True).encode()).hexdigest()
+    model = str(Path(model)) if Path(model).exists() else model  # "final" and "final/" are one model
     return {"model": model, "weights": weights_of(model), "prompt": asking.style, "reward": asking.mix, "judge": judge,
             "num_samples": asking.num_samples, "temperature": asking.temperature, "seed": asking.seed,
             "max_new_tokens": asking.max_new_tokens, "max_prompt_tokens": asking.max_prompt_tokens,

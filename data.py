@@ -465,7 +465,7 @@ def find_video(path: str | Path) -> Path:
     path = Path(path)
     found = next((p for p in (path, path.with_suffix(".mkv"), path.with_suffix(".webm")) if p.exists()), None)
     if found is None:
-        raise VideoError(path, "no such file; check --video_root")
+        raise VideoError(path, "no such file; check the path, and --video_root where there is one")
     if found.is_file() and found.stat().st_size == 0:
         raise VideoError(found, "the file is empty")
     return found

@@ -218,27 +218,38 @@ def by_category(samples: list[dict], values: list[dict[str, float]]) -> dict[str
     """{task: {category: metrics}} for the tasks whose samples have a `category`, in the order of the file.
 
     `macro mean` is over the categories, each with the same weight. Where they are NExT-QA's types, TP counts as TN, as
-    in the official script, and `Acc@C`, `Acc@T` and `Acc@D` sum up by the first letter.
+    in the official script, and `Acc@C`, `Acc@T` and `Acc@D` sum up by the first letter. `blind` is the best blind
+    answer, chosen on the category itself, by the first metric of the row.
     """
     tables = {}
     for task in TASKS:
-        pairs = [(str(sample["category"]), value) for sample, value in zip(samples, values)
+        pairs = [(sample, value) for sample, value in zip(samples, values)
                  if sample["task"] == task and sample.get("category")]
-        is_next_qa = {category for category, _ in pairs} <= NEXT_QA
+        is_next_qa = {str(sample["category"]) for sample, _ in pairs} <= NEXT_QA
         groups: dict[str, list] = {}
-        for category, value in pairs:
-            groups.setdefault("TN" if is_next_qa and category == "TP" else category, []).append(value)
+        for sample, value in pairs:
+            category = str(sample["category"])
+            groups.setdefault("TN" if is_next_qa and category == "TP" else category, []).append((sample, value))
         if not groups:
             continue
-        rows = {category: means_of(group) for category, group in groups.items()}
+        rows = {category: category_row(group) for category, group in groups.items()}
         names = next(iter(rows.values()))
         macro = {name: sum(row[name] for row in rows.values()) / len(rows) for name in names} | {"n": len(pairs)}
         if is_next_qa:
             for letter in "CTD":
-                if group := [value for category, value in pairs if category[0] == letter]:
-                    rows[f"Acc@{letter}"] = means_of(group)
+                if group := [pair for pair in pairs if str(pair[0]["category"])[0] == letter]:
+                    rows[f"Acc@{letter}"] = category_row(group)
         tables[task] = rows | {"macro mean": macro}
     return tables
+
+
+def category_row(pairs: list[tuple[dict, dict]]) -> dict[str, float]:
+    """The metrics of some samples of one task, and `blind` where there is a blind answer to them."""
+    row = means_of([value for _, value in pairs])
+    guesses = blind_baselines([sample for sample, _ in pairs]).values()
+    name = next(name for name in METRICS if name in row)
+    known = [guess[name] for guess in guesses if name in guess]
+    return row | ({"blind": max(known)} if known else {})
 
 
 # ---- answers that never look at the video ---------------------------------------------------------------------------
@@ -445,6 +456,15 @@ def find_problem(args: argparse.Namespace) -> str | None:
     for name in ("num_samples", "batch", "max_new_tokens"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             return f"--{name} is {getattr(args, name)}; it must be at least 1"
+    for name in ("fps", "max_frames", "total_pixels", "min_pixels", "max_prompt_tokens", "decode_seconds"):
+        if getattr(args, name) is not None and getattr(args, name) <= 0:
+            return f"--{name} is {getattr(args, name)}; it must be above 0"
+    if args.num_workers < 0:
+        return f"--num_workers is {args.num_workers}; it must be 0 or more"
+    if args.temperature is not None and args.temperature < 0:
+        return f"--temperature is {args.temperature}; 0 is greedy, 1 the model's own distribution"
+    if args.num_samples > 1 and args.temperature == 0:
+        return f"--num_samples {args.num_samples} at --temperature 0 is one answer {args.num_samples} times"
     if args.video is None:
         given = next((name for name in ("task", "question", "options", "box") if getattr(args, name) is not None), None)
         if given or args.data is None or args.out is None:
@@ -477,7 +497,7 @@ def main(arguments: list[str] | None = None) -> None:
     settings = VideoSettings(args.fps, args.max_frames, args.total_pixels, args.min_pixels)
     temperature = args.temperature if args.temperature is not None else float(args.num_samples > 1)
     asking = Asking(args.prompt, args.max_new_tokens, args.max_prompt_tokens, args.num_samples, temperature,
-                    args.reward, args.seed, args.batch, load_judge(args.judge, world.device))
+                    args.reward, args.seed, args.batch, load_judge(args.judge if args.video is None else "", world.device))
     if args.video is None:
         evaluate(args, world, settings, asking)
     elif world.is_first:
@@ -491,7 +511,7 @@ def main(arguments: list[str] | None = None) -> None:
 def question_of(args: argparse.Namespace) -> dict:
     """The flags as a sample. It has no truth, so it can be asked and read but not scored."""
     sample = {"id": Path(args.video).name, "task": args.task, "question": args.question,
-              "video": args.video and str(Path(args.video).absolute())}
+              "video": str(Path(args.video).absolute())}
     if args.options is not None:
         sample["options"] = args.options
     if args.box is not None:

@@ -31,7 +31,12 @@ MEMORY = 100_000  # answers that are remembered
 
 def load_judge(name: str, device: str | torch.device = "cpu") -> Judge:
     """`words_judge` for no name, else the language model of that name or folder, on this process's device."""
-    return LanguageModelJudge(name, device) if name else words_judge
+    if not name:
+        return words_judge
+    try:
+        return LanguageModelJudge(name, device)
+    except OSError as error:
+        raise ValueError(f"--judge {name}: no such folder or hub id that could be loaded ({error})") from error
 
 
 class LanguageModelJudge:

@@ -361,7 +361,10 @@ class VideoLM:
         """A checkpoint folder or hub id. Raises ValueError, with its name, for any architecture but Qwen2.5-VL."""
         if Path(name).exists() and not (Path(name) / "config.json").exists():
             raise ValueError(f"{name}: no config.json in it; --model takes a Hugging Face checkpoint folder or a hub id")
-        config = AutoConfig.from_pretrained(name)
+        try:
+            config = AutoConfig.from_pretrained(name)
+        except OSError as error:
+            raise ValueError(f"--model {name}: no such folder or hub id that could be loaded ({error})") from error
         if config.model_type != "qwen2_5_vl":
             raise ValueError(f"{name} is a {config.model_type!r} model; this code is for 'qwen2_5_vl' alone, whose patches "
                              "and positions it writes by hand")

@@ -46,6 +46,9 @@ def is_training_log(file: Path) -> bool:
     if not file.exists() and partial.is_dir():
         raise ValueError(f"{file}: not there yet, the evaluation is unfinished ({partial} holds what is answered); "
                          "give the same eval.py command again, it goes on from there")
+    if not file.exists():
+        raise FileNotFoundError(f"{file}: no such file; eval.py --num_samples 8 writes predictions.jsonl, a training run "
+                                "completions.jsonl")
     with open(file, "rb") as lines:
         first = next((line for line in lines if line.strip()), b"")
     try:
@@ -146,7 +149,8 @@ def select(samples: list[dict], predictions: dict[str, dict], *, min_std: float 
     missing = [sample["id"] for sample in samples if sample["id"] not in predictions]
     if missing:
         raise ValueError(f"no prediction for sample {missing[0]!r} ({len(missing)} of {len(samples)} are missing); run "
-                         "eval.py on this very file, or name the part it was run on (x.jsonl:N)")
+                         "eval.py on this very file, or name the part it was run on (x.jsonl:N; with eval.py --tasks, a file "
+                         "of these tasks alone)")
     if control not in (None, *CONTROLS):
         raise ValueError(f"unknown control {control!r}; there are {', '.join(CONTROLS)}")
     kept, tasks = set(), {}
@@ -262,6 +266,9 @@ def write_selection(answers: Path, entry: str, out: Path, options: dict, *, sinc
     else:
         raise ValueError(f"{answers}: --since and --unseen are for the completions.jsonl of a training run; "
                          "predictions have no steps, and there is one for every sample")
+    if not kept:
+        raise ValueError(f"nothing is worth keeping, and {out} is not written: no answers of one sample differ enough.\n"
+                         + report_text(report))
     kept = set(kept)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_jsonl(out, [sample for sample in read_jsonl(source) if sample["id"] in kept], source)

@@ -55,7 +55,7 @@ def print_rows(title: str, names: list[str], rows: list[tuple[str, dict, str]]) 
 def print_categories(tables: dict[str, dict]) -> None:
     for task, table in tables.items():
         names = [name for name in METRICS if any(name in row for row in table.values())]
-        print_rows(f"{task} by category", [*names, "n"], [(category, row, "") for category, row in table.items()])
+        print_rows(f"{task} by category", [*names, "blind", "n"], [(category, row, "") for category, row in table.items()])
 
 
 def print_published(benchmark: str, metrics: dict) -> None:
@@ -77,9 +77,9 @@ def print_reasons(reasons: dict[str, int]) -> None:
 
 
 def print_probes(probes: dict[str, dict], metrics: dict, baselines: dict[str, dict]) -> None:
-    """For every metric that is no threshold: what is left of it when the video is spoilt."""
+    """For every metric but shares above a threshold: what is left of it when the video is spoilt."""
     for name in METRICS:
-        if name not in metrics or "@" in name or "/" not in name:
+        if name not in metrics or "R@" in name or "/" not in name:
             continue
         print(f"\n{name:28}{'n':>8}{'intact':>10}{'probe':>10}{'drop':>10}  95 % of the drop")
         for probe, result in probes.items():

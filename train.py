@@ -542,18 +542,15 @@ def select_samples(run: Run, model: VideoLM, samples: list[dict]) -> dict:
                          min_mean=config.select_min_mean, seed=config.seed)
     if run.world.is_first:
         (run.out / "selected.report.json").write_text(json.dumps(report, indent=1) + "\n")
-        print_selection(report)
-    if not ids:
-        raise SystemExit("the selection kept nothing: the model answers every question always right or always wrong. "
-                         "See selected.report.json; --resume --select_k 0 goes on with everything")
+        print("\n" + report_text(report))
     scale.wait_for_all(run.world)
     if run.world.is_first:
         shutil.rmtree(partial)
+    if not ids:
+        raise SystemExit("the selection kept nothing: the answers to a question do not differ, by --select_min_std, or "
+                         "are too poor, by --select_min_mean. See selected.report.json; --resume --select_k 0 goes on "
+                         "with everything")
     return {"ids": ids, "report": report}
-
-
-def print_selection(report: dict) -> None:
-    print("\n" + report_text(report))
 
 
 # --- stage 3: GRPO ----------------------------------------------------------------------------------------------------

@@ -469,13 +469,13 @@ def test_a_missing_file_is_named_and_nothing_is_written(name, tmp_path):
 def test_a_wrong_src_says_what_was_expected(tmp_path):
     """"Is a directory" alone leaves the reader to guess which of the files in it is meant."""
     folder = put(tmp_path / "in", CHARADES | {"v.jsonl": json.dumps(VIDEOMME[1])})
-    with pytest.raises(IsADirectoryError, match=r"videomme: .*in: Is a directory. Expected: a file with \{videoID"):
+    with pytest.raises(IsADirectoryError, match=r"videomme: .*in: Is a directory. Expected: --src is a file with \{videoID"):
         convert("videomme", folder, tmp_path / "x.jsonl")
-    with pytest.raises(NotADirectoryError, match=r"charades_sta: .*v1_test.csv: Not a directory. Expected: a folder of "
-                                                 "files with VID START END##SENTENCE"):
+    with pytest.raises(NotADirectoryError, match=r"charades_sta: .*v1_test.csv: Not a directory. Expected: --src is a "
+                                                 "folder, --split test or train, files with VID START END##SENTENCE"):
         convert("charades_sta", folder / "v.jsonl", tmp_path / "x.jsonl")
     (folder / "charades_sta_test.txt").unlink()
-    with pytest.raises(FileNotFoundError, match=r"in/charades_sta_test.txt: No such file.*Expected: a folder"):
+    with pytest.raises(FileNotFoundError, match=r"in/charades_sta_test.txt: No such file.*Expected: --src is a folder, --split test or train"):
         convert("charades_sta", folder, tmp_path / "x.jsonl")
 
 

@@ -677,14 +677,16 @@ def test_the_interval_of_f1_is_that_of_the_f1_of_the_means():
 
 def test_categories_counted_by_hand():
     """Video-MME: the macro mean weighs the lengths alike, the mean over samples the questions."""
-    samples = [qa("A", category="short")] * 3 + [qa("A", category="long")] + [qa("A"), grounding([1, 2])]
-    completions = [says("A"), says("A"), says("B"), says("B"), says("B"), says("1 to 2")]
+    samples = [*[qa("A", category="short")] * 2, qa("B", category="short"), qa("A", category="long"), qa("A"),
+               grounding([1, 2])]
+    completions = [says("A"), says("B"), says("A"), says("B"), says("B"), says("1 to 2")]
     values = evaluation.values_of(samples, [{"completions": [c]} for c in completions])
     tables = evaluation.by_category(samples, values)
     assert list(tables) == ["qa"] and list(tables["qa"]) == ["short", "long", "macro mean"]
-    assert tables["qa"]["short"] == pytest.approx({"qa/accuracy": 2 / 3, "parse_failure": 0, "n": 3})
-    assert tables["qa"]["long"] == {"qa/accuracy": 0, "parse_failure": 0, "n": 1}
-    assert tables["qa"]["macro mean"] == pytest.approx({"qa/accuracy": 1 / 3, "parse_failure": 0, "n": 4})
+    # A blind answer is always A, which is right in two of the three short ones.
+    assert tables["qa"]["short"] == pytest.approx({"qa/accuracy": 1 / 3, "parse_failure": 0, "n": 3, "blind": 2 / 3})
+    assert tables["qa"]["long"] == {"qa/accuracy": 0, "parse_failure": 0, "n": 1, "blind": 1}
+    assert tables["qa"]["macro mean"] == pytest.approx({"qa/accuracy": 1 / 6, "parse_failure": 0, "n": 4, "blind": 5 / 6})
 
 
 def test_next_qa_is_summed_up_by_the_first_letter_and_tp_is_tn():
@@ -892,6 +894,9 @@ MANY = ["--model", "m", "--data", "a.jsonl", "--out", "o"]
     (["--model", "m"], "give --data and --out"),
     (MANY[:4], "give --data and --out"),
     ([*MANY, "--task", "qa"], "--task needs --video"),
+    ([*MANY, "--temperature", "-1"], "--temperature is -1.0"), ([*MANY, "--fps", "0"], "--fps is 0.0"),
+    ([*MANY, "--num_workers", "-1"], "--num_workers is -1"),
+    ([*MANY, "--num_samples", "8", "--temperature", "0"], "is one answer 8 times"),
     ([*MANY, "--probe", "--num_samples", "8"], "--probe compares greedy answers"),
     ([*MANY, "--probe", "--temperature", "1"], "--probe compares greedy answers"),
     ([*MANY, "--num_samples", "0"], "--num_samples is 0"),

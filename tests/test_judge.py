@@ -181,7 +181,7 @@ def test_no_pair_is_judged_twice_and_batches_are_bounded(folder, monkeypatch):
 
 def test_no_name_is_the_rules(tmp_path):
     assert load_judge("") is rewards.words_judge
-    with pytest.raises(OSError):
+    with pytest.raises(ValueError, match="--judge .*nothing: no such folder or hub id"):
         load_judge(str(tmp_path / "nothing"))
 
 

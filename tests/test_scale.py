@@ -77,3 +77,8 @@ def test_a_checkpoint_that_was_cut_short_never_has_its_final_name(tmp_path, monk
     assert scale.load_checkpoint(scale.newest_checkpoint(tmp_path)) == {"step": 50}
     scale.save_checkpoint(tmp_path / "checkpoint-1-grpo-000100", {"step": 100})  # the leftovers are no obstacle
     assert scale.load_checkpoint(scale.newest_checkpoint(tmp_path)) == {"step": 100}
+
+
+def test_a_device_that_does_not_exist_is_named():
+    with pytest.raises(ValueError, match="--device cudaa: it is auto, cuda, mps or cpu"):
+        scale.start("cudaa")

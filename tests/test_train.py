@@ -426,9 +426,8 @@ def test_an_interrupted_selection_asks_nothing_twice(model, tmp_path, monkeypatc
         with pytest.raises(SystemExit, match="killed"):
             train.select_samples(run, model, samples)
         asked = {}
-        report = {"kept": 2, "total": 2, "tasks": {}, "bins": {}}
+        report = {"kept": 2, "total": 2, "tasks": {}, "bins": {}, "control": None, "source": "predictions"}
         monkeypatch.setattr(train, "select", lambda _, predictions, **__: asked.update(predictions) or (["a"], report))
-        monkeypatch.setattr(train, "print_selection", lambda report: None)
         run.config = dataclasses.replace(config, select_k=3)
         with pytest.raises(ValueError, match="num_samples 2, not 3"):
             train.select_samples(run, None, samples)
