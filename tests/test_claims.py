@@ -76,3 +76,30 @@ def test_the_tables_are_means_and_deviations_over_the_seeds():
         mean = sum(values) / len(values)
         deviation = (sum((v - mean) ** 2 for v in values) / (len(values) - 1)) ** 0.5
         assert cells[:2] == [arms[1], f"{mean:.3f} ± {deviation:.3f}"]
+
+
+def test_what_readme_says_of_the_claims_is_what_was_measured():
+    """Words outlive the numbers they were written for. "In every seed" is checked for every seed."""
+    results = json.loads((ROOT / "tests" / "results" / "claims.json").read_text())
+
+    def per_seed(arm: str, column: str) -> list[float]:
+        return [seed[column] for seed in results["arms"][arm]]
+
+    def beats(arm: str, other: str, column: str) -> bool:
+        return all(a > b for a, b in zip(per_seed(arm, column), per_seed(other, column)))
+
+    sft = [arm for arm in claims.ARMS if arm.startswith("SFT")]
+    for arm in sft:
+        assert beats("grounding", arm, "grounding mIoU") == ("late" in arm) and beats("grounding", arm, "text acc.")
+        assert ("exact" in arm) == beats(arm, "grounding", "grounding mIoU")
+        assert beats("grounding", arm, "evidence mIoU")
+    assert beats("grounding", "joint, equal compute", "grounding mIoU")
+    for kind in ("begin", "evidence"):
+        alone, joint = (statistics.fmean(per_seed(arm, f"{kind} acc.")) for arm in (kind, "joint, equal compute"))
+        assert abs(alone - joint) < 0.05
+    for part in ("discrete part only", "continuous part only"):
+        assert beats("evidence", part, "Acc@GQA")
+    assert beats("grounding", "no thought", "grounding mIoU")
+    default = statistics.fmean(per_seed("grounding", "grounding mIoU"))
+    for arm in ("no KL", "token mean", "no std", "G = 16"):
+        assert abs(statistics.fmean(per_seed(arm, "grounding mIoU")) - default) < 0.05

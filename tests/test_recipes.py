@@ -94,7 +94,7 @@ def test_the_seds_make_samples_of_what_they_say(tmp_path):
     """A blank more or less in the JSON and `sed` changes nothing, silently: questions would keep their windows."""
     sample = {"id": "a", "task": "gqa", "question": "why?", "options": ["x", "y"], "answer": "A", "spans": [[1.0, 2.0]]}
     seds = [line for block in BLOCKS for line in block.splitlines() if line.startswith("sed ")]
-    assert len(seds) == 4
+    assert len(seds) == 5
     changed = []
     for line in seds:
         source, target = re.search(r"(data/\S+) > (data/\S+)", line).groups()
@@ -102,10 +102,22 @@ def test_the_seds_make_samples_of_what_they_say(tmp_path):
         data.write_jsonl(tmp_path / source, [sample])
         subprocess.run(line, shell=True, cwd=tmp_path, check=True)
         changed += data.read_jsonl(tmp_path / target)
-    assert [s["task"] for s in changed] == ["qa", "qa", "gqa", "gqa"]
-    assert [s.get("think") for s in changed] == [None, None, False, False]
+    assert [s["task"] for s in changed] == ["qa", "qa", "gqa", "gqa", "gqa"]
+    assert [s.get("think") for s in changed] == [None, None, False, False, False]
     assert "<glue>" not in data.target_text(changed[0], "answer")
     assert "<think>" not in data.target_text(changed[2], "think")
+
+
+def test_the_short_videos_are_those_of_the_length_class(tmp_path):
+    """`grep` on a converted file: the word in a question or another key must not make a video short."""
+    row = {"videoID": "v", "question": 'Is it "short"?', "options": ["A. yes", "B. no"], "answer": "B"}
+    (tmp_path / "data").mkdir()
+    rows = [row | {"question_id": name, "duration": name} for name in ("short", "medium", "long")]
+    data.write_jsonl(tmp_path / "rows.jsonl", rows)
+    annotations.convert("videomme", tmp_path / "rows.jsonl", tmp_path / "data/videomme.jsonl")
+    (line,) = (line for block in BLOCKS for line in block.splitlines() if line.startswith("grep "))
+    subprocess.run(line, shell=True, cwd=tmp_path, check=True)
+    assert [s["id"] for s in data.read_jsonl(tmp_path / line.split(" > ")[1])] == ["short"]
 
 
 # --- the hyper-parameters ---------------------------------------------------------------------------------------------
@@ -120,7 +132,8 @@ def test_every_run_has_the_published_settings(name):
     """Whatever a command leaves to the defaults counts too: a default that moves must not move a recipe."""
     config = trained()[name]
     if name.startswith("temporal_rlt") or name == "temporal_r1":
-        assert differing(config, TEMPORAL_R1) == {}
+        half = name.removeprefix("temporal_rlt_")  # of the dual reward, where the run is about one
+        assert differing(config, TEMPORAL_R1 | ({"reward": half} if half in ("discrete", "continuous") else {})) == {}
     elif name == "temporal_r1_sft":  # its settings are not published, but for what the model sees
         assert differing(config, {k: TEMPORAL_R1[k] for k in ("total_pixels", "min_pixels", "fps", "prompt")}) == {}
     elif name.startswith("sft_"):
@@ -128,6 +141,12 @@ def test_every_run_has_the_published_settings(name):
     else:
         assert differing(config, VIDEOCHAT_R1) == {}
     assert ("3B" in config.model) == (name in ("temporal_r1", "temporal_r1_sft"))
+
+
+def changed(one: str, other: str) -> set[str]:
+    """The settings in which two runs differ."""
+    one, other = vars(trained()[one]), vars(trained()[other])
+    return {name for name in one if one[name] != other[name]}
 
 
 def test_epochs_and_prompts_are_those_of_the_rows():
@@ -140,8 +159,11 @@ def test_epochs_and_prompts_are_those_of_the_rows():
     assert grpo["videochat_r1"] == "answer" and grpo["videochat_r1_thinking"] == "think"
     assert all(prompt == "answer" for name, prompt in grpo.items() if name.endswith("_answer"))
     assert grpo["grpo_tg"] == grpo["grpo_gqa"] == grpo["grpo_tracking"] == "think"
-    selected, control = (vars(runs[name]) for name in ("temporal_rlt", "temporal_rlt_random"))
-    assert {k for k in selected if selected[k] != control[k]} == {"train_data", "out"}
+    assert changed("temporal_rlt", "temporal_rlt_random") == {"train_data", "out"}
+    assert changed("temporal_rlt", "temporal_rlt_discrete") == {"reward", "out"}
+    assert changed("temporal_rlt", "temporal_rlt_continuous") == {"reward", "out"}
+    assert runs["sft_joint"].train_data == runs["videochat_r1"].train_data
+    assert changed("sft_joint", "sft_tg") == {"train_data", "out"}
 
 
 # --- the expected numbers ---------------------------------------------------------------------------------------------
@@ -155,13 +177,21 @@ ROWS = {
     "grpo_qa_answer": "GRPO on answers only", "grpo_tg_gqa": "GRPO on Charades and NExT-GQA",
     "videochat_r1": published.R1, "videochat_r1_thinking": published.R1_THINKING, "sft_quality": "SFT",
     "grpo_quality": "GRPO", "sft_captions": "SFT", "grpo_captions": "GRPO", "temporal_r1": "Temporal-R1-3B",
-    "temporal_rlt": "Temporal-RLT-7B",
+    "temporal_rlt": "Temporal-RLT-7B", "temporal_r1_sft": "Temporal-R1-3B, SFT", "base_3b": "Qwen2.5-VL-3B",
 }
+ROWS_ELSEWHERE = {  # a run that has another name in another table
+    ("base_answer", "dream1k"): "Qwen2-VL-7B", ("sft_gqa", "videomme"): "SFT on NExT-GQA",
+    ("sft_gqa", "mvbench"): "SFT on NExT-GQA", ("sft_gqa", "perception_test"): "SFT on NExT-GQA",
+    ("sft_tg", "activitynet"): "SFT on Charades, 1 epoch", ("sft_tg_3ep", "activitynet"): "SFT on Charades, 3 epochs",
+    ("temporal_r1", "charades_sta_answer"): "Temporal-R1-3B, answer only", ("temporal_r1", "activitynet_answer"): None,
+}
+NO_NUMBER = {"sft_joint", "temporal_rlt_random", "temporal_rlt_discrete", "temporal_rlt_continuous"}  # ours
 ORDER = {"charades_sta": ("grounding/mIoU", "grounding/R@0.3", "grounding/R@0.5", "grounding/R@0.7"),
          "nextgqa": ("gqa/accuracy", "gqa/mIoU"), "got10k": ("tracking/AO", "tracking/R@0.5"),
          "vidtab_qa": ("classification/accuracy",),
          "dream1k": ("captioning/F1", "captioning/recall", "captioning/precision")}
-ORDER["activitynet"] = ORDER["charades_sta"]
+ORDER["activitynet"] = ORDER["rextime"] = ORDER["charades_sta"]
+ORDER["videomme"] = ORDER["mvbench"] = ORDER["perception_test"] = ("qa/accuracy",)
 
 
 def expected() -> list[tuple[str, str, list[float | None], str]]:
@@ -170,26 +200,43 @@ def expected() -> list[tuple[str, str, list[float | None], str]]:
             for run, benchmark, numbers, source in rows]
 
 
+def row_of(run: str, benchmark: str) -> published.Row | None:
+    """The row of published.py that a row of RECIPES.md repeats; None where it has none."""
+    model = ROWS_ELSEWHERE.get((run, benchmark), ROWS.get(run))
+    rows = published.rows_of(re.sub(r"_(answer|32)$", "", benchmark))
+    return next((row for row in rows if row.model == model), None)
+
+
 def test_expected_numbers_are_the_published_ones():
     """The same numbers stand in published.py, from the same tables; a typing error in either is found here."""
-    found = 0
-    for run, benchmark, numbers, _ in expected():
-        names = [ROWS.get(run), ROWS.get(run, "").replace("SFT,", "SFT on Charades,")]
-        rows = [row for row in published.rows_of(benchmark) if row.model in names]
-        if rows:
-            values = [rows[0].values.get(name) for name in ORDER[benchmark]][: len(numbers)]
-            assert [None if v is None else pytest.approx(100 * v) for v in values] == numbers, (run, benchmark)
-            found += 1
-    assert found >= 35
+    found = [(run, benchmark, numbers, row.values) for run, benchmark, numbers, _ in expected()
+             if (row := row_of(run, benchmark))]
+    for run, benchmark, numbers, published_values in found:
+        names = ORDER[re.sub(r"_(answer|32)$", "", benchmark)]
+        values = [published_values.get(name) for name in names][: len(numbers)]
+        assert [None if v is None else pytest.approx(100 * v) for v in values] == numbers, (run, benchmark)
+    assert len(found) >= 68
+
+
+def test_every_row_of_the_papers_is_here_or_said_to_be_missing():
+    """"For each row of the papers' tables": the baselines too, beside which the other numbers mean something."""
+    here = {row_of(run, benchmark) and row_of(run, benchmark)[:2] for run, benchmark, *_ in expected()}
+    papers = ("VideoChat-R1", published.TEMPORAL_R1, published.QUOTED)
+    missing = {row[:2] for row in published.ROWS if row.source.startswith(papers)} - here
+    assert missing == {("activitynet_rtl", "Temporal-RLT-7B"), ("mmvu", "Temporal-RLT-7B"),
+                       ("charades_sta", "Temporal-RLT-7B ")}  # by OneThinker
+    top = RECIPES.split("## Data")[0]
+    assert "ActivityNet-RTL" in top and "MMVU" in top and "OneThinker\nquotes 57.9" in RECIPES
 
 
 def test_every_expected_number_names_its_source_and_a_run_with_a_command():
     runs = {run for run, *_ in expected()}
-    assert runs - {"base_answer", "base_think"} == set(trained()) - {"temporal_rlt_random"}
-    outs = "\n".join(COMMANDS)
+    assert runs - {"base_answer", "base_think", "base_3b"} == set(trained()) - NO_NUMBER
+    assert len({(run, benchmark) for run, benchmark, *_ in expected()}) == len(expected())
+    outs = [arguments_of(command)[-1] for command in COMMANDS]
     for run, benchmark, _, source in expected():
         assert source.startswith(("VideoChat-R1", "Temporal-R1, README", "Temporal-RLT as quoted by"))
-        places = [f"--out runs/{run}/{benchmark}", f"--out runs/$RUN/{benchmark}"]
+        places = [f"runs/{run}/{benchmark}", f"runs/$RUN/{benchmark}"]
         assert any(place in outs for place in places[: 1 if run.startswith("base") else 2]), (run, benchmark)
 
 
@@ -211,9 +258,11 @@ RUNS = {  # what a run's plan is made of, beside its command
     "grpo_tg_3ep": ["grounding"], "sft_tracking": ["tracking"], "grpo_tracking": ["tracking"], "sft_qa": ["questions"],
     "sft_gqa": ["questions"], "grpo_qa_answer": ["questions"], "grpo_gqa_answer": ["questions"],
     "grpo_qa": ["questions"], "grpo_gqa": ["questions"], "grpo_tg_gqa": JOINT[:2], "videochat_r1": JOINT,
-    "videochat_r1_thinking": JOINT, "sft_quality": ["quality"], "grpo_quality": ["quality"],
+    "sft_joint": JOINT, "videochat_r1_thinking": JOINT, "sft_quality": ["quality"],
+    "grpo_quality": ["quality"],
     "sft_captions": ["captions"], "grpo_captions": ["captions"], "temporal_r1": ["grounding"],
     "temporal_r1_sft": ["grounding"], "temporal_rlt": ["selected"], "temporal_rlt_random": ["selected"],
+    "temporal_rlt_discrete": ["selected"], "temporal_rlt_continuous": ["selected"],
 }
 MODELS = {name: plan.count(plan.load_shape(name)) for name in plan.SHAPES}
 SHARED = ("max_frames", "total_pixels", "min_pixels", "group_size", "max_new_tokens", "beta", "freeze_vision",
