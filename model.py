@@ -23,6 +23,7 @@ Shapes: Q questions, G completions of one question, C tokens of the longest comp
 among them, N patches = 4 V, D hidden size, H heads, K key/value heads, d head size, L tokens of a packed row, W vocabulary.
 """
 
+import copy
 import functools
 import shutil
 from collections.abc import Callable
@@ -230,6 +231,15 @@ def _windowed_attention(module, query, key, value, attention_mask, *, scaling, a
 WINDOWED = "windowed_like_flash"
 ALL_ATTENTION_FUNCTIONS.register(WINDOWED, _windowed_attention)
 
+
+def use_windows(tower) -> None:
+    """In a config of the tower's own: a model that is built from the checkpoint's would look for flash attention."""
+    config = copy.deepcopy(tower.config)
+    config._attn_implementation = WINDOWED
+    for module in tower.modules():
+        if hasattr(module, "config"):
+            module.config = config
+
 # --- sampling one token -----------------------------------------------------------------------------------------------
 
 
@@ -338,7 +348,7 @@ class VideoLM:
         self.hf, self.tokenizer, self.source, self.pack_tokens = hf, tokenizer, source, pack_tokens
         self.visual, self.text, self.lm_head = hf.model.visual, hf.model.language_model, hf.lm_head
         self.text.config._attn_implementation = "grouped"
-        self.visual.config._attn_implementation = WINDOWED
+        use_windows(self.visual)
         config = hf.config
         self.video_token_id = config.video_token_id
         self.tokens_per_second = config.vision_config.tokens_per_second

@@ -9,7 +9,7 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer, Qwen2_5_VLF
 
 import model as model_file
 from grpo import encode_videos
-from model import WINDOWED, VideoLM, WindowAttention, sample_tokens
+from model import WINDOWED, VideoLM, WindowAttention, sample_tokens, use_windows
 
 
 def embeds_of(model, prompts):
@@ -508,7 +508,8 @@ def vision_tower(implementation: str):
         tower = Qwen2_5_VisionTransformerPretrainedModel._from_config(config, attn_implementation="eager").double()
         for p in tower.parameters():
             torch.nn.init.normal_(p, std=0.2)
-    tower.config._attn_implementation = implementation
+    if implementation == WINDOWED:
+        use_windows(tower)
     return tower
 
 
@@ -543,7 +544,8 @@ def test_a_block_makes_one_call_for_all_segments_of_a_length(monkeypatch):
     assert [tuple(q.shape[:3]) for q in calls] == 2 * [(5, 2, 4), (15, 2, 16), (10, 2, 64), (5, 2, 180)]
     assert len(attend.known) == 2  # the lengths went to the CPU once for each kind of block
     calls.clear()
-    tower.config._attn_implementation = "sdpa"
+    for module in (tower, *(block.attn for block in tower.blocks)):
+        module.config._attn_implementation = "sdpa"
     with torch.no_grad():
         tower(torch.randn(900, 1176).double(), grid_thw=torch.tensor(grids))
     assert len(calls) == 2 * (30 + 5)
@@ -556,3 +558,11 @@ def test_the_policy_encodes_its_videos_that_way(model, prompts, monkeypatch):
     with torch.no_grad():
         encode_videos(model, prompts)
     assert len(plans) == 1  # one pass for both videos, through the one block
+
+
+def test_the_configuration_still_builds_models(model):
+    """The library refuses a name with "flash" in it where flash attention is not installed: a benchmark or a count that
+    builds a second model from the config of the first must not meet it."""
+    assert model.visual.config._attn_implementation == model.visual.blocks[0].attn.config._attn_implementation == WINDOWED
+    again = Qwen2_5_VLForConditionalGeneration(model.hf.config)
+    assert again.state_dict().keys() == model.hf.state_dict().keys()

@@ -330,6 +330,15 @@ def test_a_checkpoint_of_another_kind_of_run_is_refused(started, monkeypatch):
         run.restore("sft", model, optimizer)
 
 
+def test_the_reference_of_a_lora_run_is_the_policy_itself(started):
+    """A second model in memory is what LoRA is there to save; the numbers alone would not tell."""
+    model, name = VideoLM.load(str(started / "start")), str(started / "start")
+    assert train.load_reference(train.Config(lora_rank=4, freeze_vision=True), ALONE, model, name) is model
+    assert train.load_reference(train.Config(lora_rank=4, freeze_vision=True, beta=0.0), ALONE, model, name) is None
+    reference = train.load_reference(train.Config(), ALONE, model, name)
+    assert reference.hf is not model.hf and not any(p.requires_grad for p in reference.hf.parameters())
+
+
 def test_lora_freezes_the_vision_tower_and_stays_what_it_is_in_a_resumed_run(tmp_path, capsys):
     assert train.parse_config(["--lora_rank", "8"]).freeze_vision is True
     assert train.parse_config([]).freeze_vision is False and train.parse_config([]).lora_rank == 0
