@@ -363,6 +363,7 @@ def test_a_dry_run_takes_the_longest_prompts_to_the_limit_and_leaves_nothing(sta
     long = [sample for sample in whole if sample["task"] == "qa"][-2:]
     (started / "data.jsonl").write_text("".join(json.dumps(s) + "\n" for s in [*short, *long]))
     before = sorted(started.rglob("*"))
+    monkeypatch.setattr(train, "CANDIDATES", 2)  # seconds decide who is looked at
     steps, trained = [], []
     real_step, real_gradients = train.optimizer_step, train.grpo_gradients
     monkeypatch.setattr(train, "optimizer_step", lambda *a: steps.append((a[2], real_step(*a))) or steps[-1][1])
@@ -374,6 +375,7 @@ def test_a_dry_run_takes_the_longest_prompts_to_the_limit_and_leaves_nothing(sta
     said = capsys.readouterr().out
     assert sorted(group.prompt.sample["id"] for group in trained) == sorted(sample["id"] for sample in long)
     assert all(group.mask.all() and group.mask.shape == (4, 50) for group in trained)
+    assert all(torch.equal(group.advantages, torch.linspace(-1, 1, 4)) for group in trained)
     assert len(steps) == 2 and all(norm > 0 and optimizer.state for optimizer, norm in steps)
     assert "peak memory" in said and "warm start" in said and "GRPO" in said and "4 completions of 50" in said
     assert sorted(started.rglob("*")) == before
