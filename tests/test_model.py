@@ -370,12 +370,13 @@ class Tape(TorchDispatchMode):
                 x.copy_(new)
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.0])
-def test_a_recorded_step_gives_the_tokens_of_one_that_python_runs(model, prompts, temperature):
+@pytest.mark.parametrize("temperature, eos_ids", [(1.0, range(40, 60)), (0.0, range(40, 60)), (1.0, [-1])])
+def test_a_recorded_step_gives_the_tokens_of_one_that_python_runs(model, prompts, monkeypatch, temperature, eos_ids):
     """A graph repeats operations on addresses: a position, slot, mask or column kept as a Python number would be the
     recorded one for ever, and a tensor made anew in each step would never be seen."""
-    settings = {"group_size": 4, "max_new_tokens": 72, "temperature": temperature}
-    model.eos_ids = list(range(40, 60))
+    monkeypatch.setattr("model.FIRST_WIDTH", 4)  # it grows often, with no row leaving where none ever ends
+    settings = {"group_size": 4, "max_new_tokens": 30, "temperature": temperature}
+    model.eos_ids = list(eos_ids)
     expected = sample(model, prompts, **settings)
     tapes = []
     model.new_graph = lambda: tapes.append(Tape()) or tapes[-1]
@@ -386,6 +387,16 @@ def test_a_recorded_step_gives_the_tokens_of_one_that_python_runs(model, prompts
     shapes = tape.calls.count("warm up")  # rows left, completions grew
     assert 2 <= shapes < 20 and tape.calls.count("record") <= shapes and tape.calls.count("replay") > 10
     assert all(tape.calls[i - 1] == "warm up" for i, call in enumerate(tape.calls) if call == "record")
+
+
+def test_how_many_slots_are_looked_at_changes_nothing(model, prompts, monkeypatch):
+    """Slots are added as they fill up; one step too late, and a token does not see itself."""
+    model.eos_ids = [-1]
+    expected = sample(model, prompts, max_new_tokens=19)
+    monkeypatch.setattr("model.FIRST_WIDTH", 1)
+    for (tokens, logps), (as_expected, at_once) in zip(sample(model, prompts, max_new_tokens=19), expected):
+        assert torch.equal(tokens, as_expected)
+        torch.testing.assert_close(logps, at_once, atol=1e-5, rtol=0)
 
 
 def test_looking_seldom_changes_nothing(model, prompts):
