@@ -82,6 +82,7 @@ def published_config(shape: str) -> transformers.Qwen2_5_VLConfig:
 
 def build_case(hf: transformers.Qwen2_5_VLForConditionalGeneration, P: int, frames: int, G: int, C: int) -> Case:
     tokenizer = toy.build_tokenizer(["a benchmark needs no words"])
+    shape = plan.count(hf.config)  # before VideoLM names attentions in it that no new model can be built with
     reference = copy.deepcopy(hf).requires_grad_(False)
     if hf.device.type == "cuda":
         reference.to(torch.bfloat16)  # as train.py loads it
@@ -90,7 +91,7 @@ def build_case(hf: transformers.Qwen2_5_VLForConditionalGeneration, P: int, fram
         with warnings.catch_warnings(action="ignore"):  # of a newer name
             model.hf.gradient_checkpointing_enable({"use_reentrant": False})
         model.eos_ids = NO_END
-    return Case(*models, plan.count(hf.config), build_prompt(models[0], P, frames), G, C)
+    return Case(*models, shape, build_prompt(models[0], P, frames), G, C)
 
 
 def build_prompt(model: VideoLM, P: int, frames: int, text: int = 200) -> Prompt:
