@@ -25,7 +25,7 @@ filtering of overlong completions.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -343,15 +343,15 @@ def accumulate_gradients(model, reference, groups: list[Group], *, temperature: 
     Groups go through the model in packs that fit its `pack_tokens`; the common `denominator` makes the packs, and the
     ranks, add up to the gradient of the whole step. `reuse_video`: the vision tower is frozen, so the embeddings made
     for sampling serve the policy and the reference too. With an `entropy_bonus` the sums have `entropy_sum` as well.
-    A `reference` that is `model` itself is scored without its LoRA adapters.
+    A `reference` that is `model` itself is scored without its LoRA adapters. Where the model is sharded, all ranks call this together.
     """
     sums = {"loss": 0.0, "tokens": 0.0, "kl_sum": 0.0, "ratio_sum": 0.0, "clipped_tokens": 0.0, "gap_sum": 0.0}
     if entropy_bonus:
         sums["entropy_sum"] = 0.0
     most = {"gap_max": 0.0}
     lengths = [len(group.prompt.ids) + group.tokens.numel() for group in groups]
-    for pack in model.pack(lengths):
-        pack = [groups[i] for i in pack]
+    packs = [[groups[i] for i in pack] for pack in model.pack(lengths)]
+    for pack in model.even_out(packs, partial(idle_group, model), videos=not reuse_video):
         scored = score_groups(model, pack, temperature, reuse_video, bool(entropy_bonus))
         ref_logps = [None] * len(pack)
         if beta > 0:
@@ -382,7 +382,18 @@ def score_groups(model, groups: list[Group], temperature: float, reuse_video: bo
                  with_entropy: bool = False) -> list[Tensor]:
     """Log-probabilities (G, C) of each group's completions under `model`, differentiable through its vision tower;
     (2, G, C) `with_entropy`, the entropies second."""
-    videos = [group.video for group in groups] if reuse_video else encode_videos(model, [g.prompt for g in groups])
-    embeds = [model.embed(group.prompt.ids, video) for group, video in zip(groups, videos)]
-    return model.logprobs_packed(embeds, [g.prompt.positions for g in groups], [g.tokens for g in groups], temperature,
-                                 with_entropy=with_entropy)
+
+    def work() -> list[Tensor]:
+        videos = [group.video for group in groups] if reuse_video else encode_videos(model, [g.prompt for g in groups])
+        embeds = [model.embed(group.prompt.ids, video) for group, video in zip(groups, videos)]
+        return model.logprobs_packed(embeds, [g.prompt.positions for g in groups], [g.tokens for g in groups],
+                                     temperature, with_entropy=with_entropy)
+
+    return model.inside(work)
+
+
+def idle_group(model, prompt) -> Group:
+    """A group without a single token that counts: it goes through the model, and adds 0 to the loss and its gradient."""
+    end = torch.full((1, 1), model.tokenizer.eos_token_id, device=model.device)  # (G, C) = (1, 1)
+    nothing = torch.zeros(1, 1, device=model.device)
+    return Group(prompt, end, end < 0, nothing, [], [], [], nothing[0], None)

@@ -381,10 +381,11 @@ class VideoLM:
         hf = Qwen2_5_VLForConditionalGeneration.from_pretrained(name, dtype=dtype, attn_implementation="sdpa")
         return cls(hf.to(device), AutoTokenizer.from_pretrained(name), name)
 
-    def save(self, folder: str | Path) -> None:
-        """Weights (LoRA adapters folded in), config, tokenizer, chat template and preprocessor in Hugging Face layout."""
+    def save(self, folder: str | Path, weights: dict[str, Tensor] | None = None) -> None:
+        """Weights (`weights`, or its own with LoRA adapters folded in), config, tokenizer, chat template and preprocessor
+        in Hugging Face layout."""
         folder = Path(folder)
-        self.hf.save_pretrained(folder, state_dict=lora.merged_state(self.hf))
+        self.hf.save_pretrained(folder, state_dict=lora.merged_state(self.hf) if weights is None else weights)
         self.tokenizer.save_pretrained(folder)
         for file in COMPANION_FILES:
             found = cached_file(self.source, file, _raise_exceptions_for_missing_entries=False,
@@ -392,6 +393,14 @@ class VideoLM:
             # generation_config.json too: the library would write its own, without the checkpoint's sampling settings
             if found is not None and Path(found).resolve() != (folder / file).resolve():
                 shutil.copyfile(found, folder / file)
+
+    def inside(self, work: Callable[[], list[Tensor]]) -> list[Tensor]:
+        """Run `work`, a forward pass in training. `scale.shard` puts the gathering of weights around it."""
+        return work()
+
+    def even_out(self, packs: list[list], idle: Callable, videos: bool = True) -> list[list]:
+        """The passes of a step; `scale.shard` puts `scale.even_out` here."""
+        return packs
 
     def pack(self, lengths: list[int]) -> list[list[int]]:
         """Consecutive indices, in packs of at most `pack_tokens` tokens (one at least): what shares a pass."""

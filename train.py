@@ -26,6 +26,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -36,7 +37,7 @@ import lora
 import scale
 import toy
 from answers import Asking, answer_all, claim, load_prompts, sampling_seed, what_decides, with_style
-from data import STYLES, TASKS, VideoSettings, build_prompt, load_samples, target_text
+from data import STYLES, TASKS, Prompt, VideoSettings, build_prompt, load_samples, target_text
 from eval import METRICS, blind_baselines, compute_metrics, print_table, write_asked
 from grpo import Group, accumulate_gradients, encode_videos, rollout
 from judge import load_judge
@@ -125,6 +126,10 @@ class Config:
                                 "and the time of the whole run, and leave nothing behind")
     sft_equal_time: bool = flag(False, "control: SFT that goes on from the warm start for as many seconds as GRPO took")
     # the machine
+    shard: str = flag("auto", "deal weights, gradients and optimiser out over the processes (FSDP2); auto: on several GPUs, "
+                      "when 18 bytes a parameter are more than half of the memory of one, and without LoRA", choices=("auto", "on", "off"))
+    offload: bool = flag(False, "shard, and keep the shards of policy, optimiser and reference in CPU memory")
+    wait_minutes: float = flag(60.0, "a process that waits longer for the others ends the run, and says who is where")
     device: str = flag("auto", "auto takes CUDA, then MPS, then the CPU")
     gradient_checkpointing: bool = flag(False, "recompute activations backward: less memory, more time", paper=True)
     pack_tokens: int = flag(8192, "questions share a pass through the model up to this many tokens", paper=1)
@@ -197,6 +202,10 @@ def find_problem(config: Config) -> str | None:
         return "--sft_equal_time lasts as long as GRPO; with --steps 0 there is nothing to compare with"
     if config.model and config.eval_every and not config.eval_data:
         return "--eval_every needs --eval_data"
+    if config.offload and config.shard == "off":
+        return "--offload keeps shards on the CPU; with --shard off there are none"
+    if config.wait_minutes <= 0:
+        return f"--wait_minutes is {config.wait_minutes}; it must be more than 0"
     sources = (config.model, *config.train_data, *config.eval_data)
     if config.overwrite and any(is_inside(path, config.out) for path in sources):
         return f"--overwrite would delete the model or the data: they lie in --out {config.out}"
@@ -204,6 +213,8 @@ def find_problem(config: Config) -> str | None:
         return f"--lora_rank {config.lora_rank} --lora_alpha {config.lora_alpha}: a rank is 0 (off) or more, alpha over 0"
     if config.lora_rank and not config.freeze_vision:
         return "--lora_rank freezes the vision tower: leave --no-freeze_vision out, or train all of it (--lora_rank 0)"
+    if config.lora_rank and (config.shard == "on" or config.offload):
+        return "--lora_rank leaves little to shard: every GPU holds the frozen model; leave --shard on and --offload out"
     if config.frame_cache and config.frame_cache_gb <= 0:
         return f"--frame_cache_gb is {config.frame_cache_gb}; leave --frame_cache out to keep nothing on the disk"
     if config.temperature <= 0:
@@ -253,6 +264,7 @@ class Run:
     def stage(self, name: str, work: Callable[[], dict | None]) -> dict | None:
         """Do a stage unless an earlier part of this run has done it; remember its result and seconds."""
         if name not in self.results:
+            self.world.phase(name)
             start = time.time()
             result = work()
             self.seconds[name] = round(time.time() - start, 2)
@@ -286,30 +298,22 @@ class Run:
 
     def save(self, phase: str, step: int, model: VideoLM, optimizer: torch.optim.Optimizer, cursor: int) -> None:
         """All that a resumed run needs; a partial one never has a checkpoint's name. Frozen weights are those that the
-        run was started from, so they are not saved again."""
-        if not self.world.is_first:
-            return
+        run was started from, so they are not saved again. On all ranks."""
         name = f"checkpoint-{('sft', 'grpo').index(phase)}-{phase}-{step:06d}"
-        trained = {name: p.detach() for name, p in model.hf.named_parameters() if p.requires_grad}
-        state = {"model": trained, "optimizer": optimizer.state_dict(), "cursor": cursor,
-                 "seconds": self.seconds.get(phase, 0.0)}
-        scale.save_checkpoint(self.out / name, state)
-        for old in sorted(self.out.glob("checkpoint-*"))[: -self.config.keep_checkpoints]:
-            shutil.rmtree(old)
+        self.world.phase(f"{phase} step {step}: save")
+        state = scale.training_state(model, optimizer, cursor=cursor, seconds=self.seconds.get(phase, 0.0))
+        scale.save_checkpoint(self.world, self.out / name, state)
+        if self.world.is_first:
+            for old in sorted(self.out.glob("checkpoint-*"))[: -self.config.keep_checkpoints]:
+                shutil.rmtree(old)
 
     def restore(self, phase: str, model: VideoLM, optimizer: torch.optim.Optimizer) -> tuple[int, int]:
         """Load the newest checkpoint if it is of this phase: (steps done, position in the data)."""
         if self.position()[0] != phase:
             return 0, 0
-        state = scale.load_checkpoint(self.checkpoint)
-        missing, unexpected = model.hf.load_state_dict(state["model"], strict=False)
-        lost = unexpected + [n for n, p in model.hf.named_parameters() if p.requires_grad and n in missing]
-        if lost:
-            raise ValueError(f"{self.checkpoint} does not hold what is trained now, {lost[0]} for one; resume with the "
-                             "settings of the run, or name another --out")
-        optimizer.load_state_dict(state["optimizer"])
-        self.seconds[phase] = state["seconds"]
-        return self.position()[1], state["cursor"]
+        numbers = scale.load_checkpoint(self.checkpoint, model, optimizer, cursor=0, seconds=0.0)
+        self.seconds[phase] = numbers["seconds"]
+        return self.position()[1], int(numbers["cursor"])
 
 
 def cut_log(file: Path, position: tuple[str, int] | None) -> None:
@@ -388,7 +392,8 @@ def optimizer_step(config: Config, world: scale.World, optimizer: torch.optim.Ad
     """
     parameters = optimizer.param_groups[0]["params"]
     scale.sum_gradients(world, parameters)
-    norm = float(torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm))
+    with world.waiting():
+        norm = scale.clip_gradients(world, parameters, config.max_grad_norm)
     optimizer.param_groups[0]["lr"] = lr
     if math.isfinite(norm) and norm > 0:
         optimizer.step()
@@ -399,17 +404,20 @@ def optimizer_step(config: Config, world: scale.World, optimizer: torch.optim.Ad
 class Clock:
     """Seconds of a step by phase: `clock("sample")` says that what follows until the next call is sampling."""
 
-    def __init__(self, device: torch.device):
-        self.device = device
+    def __init__(self, world: scale.World, title: str):
+        self.world, self.title = world, title
         self.seconds: Counter = Counter()
         self.phase, self.since = None, time.time()
 
     def __call__(self, phase: str | None) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()  # a GPU works on when Python has gone on: its time would land in the next phase
+        if self.world.device.type == "cuda":
+            with self.world.waiting():
+                torch.cuda.synchronize()  # a GPU works on when Python has gone on: its time would land in the next phase
         now = time.time()
         if self.phase:
             self.seconds[self.phase] += now - self.since
+        if phase:
+            self.world.phase(f"{self.title}: {phase}")
         self.phase, self.since = phase, now
 
     def share(self, phase: str) -> float:
@@ -430,6 +438,8 @@ def load_model(config: Config, world: scale.World, name: str, dtype: torch.dtype
         model.hf.gradient_checkpointing_enable({"use_reentrant": False})
     if config.lora_rank:
         lora.add_adapters(model.hf, config.lora_rank, config.lora_alpha, config.lora_targets, config.seed)
+    elif scale.worth_sharding(config.shard, config.offload, world, sum(p.numel() for p in model.hf.parameters())):
+        scale.shard(world, model, offload=config.offload)
     return model
 
 
@@ -461,7 +471,8 @@ def warm_start(run: Run, model: VideoLM, samples: list[dict]) -> None:
     start = time.time() - run.seconds.get("sft", 0.0)
     bar = tqdm(total=steps, initial=first, desc="SFT", unit="step", disable=not world.is_first)
     for step in range(first, steps):
-        line = sft_gradients(run, model, stream)
+        world.phase(f"sft step {step + 1}")
+        line = sft_gradients(run, model, stream, Clock(world, f"sft step {step + 1}"))
         lr = learning_rate(config.sft_lr, step, steps, config.warmup_steps, "linear")
         norm = optimizer_step(config, world, optimizer, lr)
         if step == 0 and line["tokens"] == 0:
@@ -483,14 +494,14 @@ def sft_for_seconds(run: Run, model: VideoLM, samples: list[dict], seconds: floa
     (seconds,) = scale.largest(run.world, [seconds])
     start, spent = time.time(), 0.0
     while spent < seconds:
-        sft_gradients(run, model, stream)
+        sft_gradients(run, model, stream, Clock(run.world, "sft, equal time"))
         optimizer_step(config, run.world, optimizer, config.sft_lr * (1 - spent / seconds))
         (spent,) = scale.largest(run.world, [time.time() - start])  # one clock, or ranks would stop at different steps
 
 
-def sft_gradients(run: Run, model: VideoLM, stream: "Stream") -> dict:
+def sft_gradients(run: Run, model: VideoLM, stream: "Stream", clock: Clock) -> dict:
     """Gradient of the mean negative log-likelihood of the next questions' target tokens; what to log."""
-    config, world, clock = run.config, run.world, Clock(run.world.device)
+    config, world = run.config, run.world
     clock("wait")
     batch = stream.take(config.sft_questions)
     prompts, problems = run.load_prompts(batch, stream.peek(config.sft_questions), model)
@@ -498,17 +509,35 @@ def sft_gradients(run: Run, model: VideoLM, stream: "Stream") -> dict:
     targets = [encode_target(model, target_text(prompt.sample, config.prompt)) for prompt in prompts]
     tokens, unreadable = scale.total(world, [sum(t.numel() for t in targets), len(problems)])
     loss = 0.0
-    for pack in model.pack([len(p.ids) + t.numel() for p, t in zip(prompts, targets)]):
-        some = [prompts[i] for i in pack]
-        embeds = [model.embed(p.ids, video) for p, video in zip(some, encode_videos(model, some))]
-        # temperature 1: imitation is likelihood, whatever temperature is sampled at later
-        logps = model.logprobs_packed(embeds, [p.positions for p in some], [targets[i] for i in pack], 1.0)
-        part = -sum(lp.sum() for lp in logps) / tokens
-        part.backward()
-        loss += float(part.detach())
+    examples = [Example(prompt, target) for prompt, target in zip(prompts, targets)]
+    packs = [[examples[i] for i in pack] for pack in model.pack([len(e.prompt.ids) + e.target.numel() for e in examples])]
+    for pack in model.even_out(packs, partial(idle_example, model)):
+        with world.waiting():
+            logps = model.inside(partial(score_targets, model, pack))
+            part = -sum(e.weight * lp.sum() for e, lp in zip(pack, logps)) / tokens
+            part.backward()
+            loss += float(part.detach())
     clock(None)
     return {"loss": scale.total(world, [loss])[0], "tokens": int(tokens), "unreadable": int(unreadable),
             "wait_share": clock.share("wait")}
+
+
+@dataclass
+class Example:
+    prompt: Prompt
+    target: torch.Tensor  # (1, C)
+    weight: float = 1.0  # 0: it is there for the sake of even_out
+
+
+def idle_example(model: VideoLM, prompt: Prompt) -> Example:
+    return Example(prompt, torch.tensor([[model.tokenizer.eos_token_id]]), weight=0.0)
+
+
+def score_targets(model: VideoLM, examples: list[Example]) -> list[torch.Tensor]:
+    """(1, C) log-probabilities of each target. Temperature 1: imitation is likelihood, whatever is sampled at later."""
+    prompts = [example.prompt for example in examples]
+    embeds = [model.embed(p.ids, video) for p, video in zip(prompts, encode_videos(model, prompts))]
+    return model.logprobs_packed(embeds, [p.positions for p in prompts], [e.target for e in examples], 1.0)
 
 
 def encode_target(model: VideoLM, text: str) -> torch.Tensor:
@@ -537,7 +566,8 @@ def select_samples(run: Run, model: VideoLM, samples: list[dict]) -> dict:
     partial = run.out / "selecting"  # an interrupted selection goes on there
     decisive = what_decides("the policy before GRPO", config.judge, asking, run.loader.settings, samples)
     claim(run.world, partial, decisive)
-    predictions = answer_all(model, run.loader, samples, run.world, asking, "selecting", partial)
+    with scale.gathered(run.world, model):
+        predictions = answer_all(model, run.loader, samples, run.world, asking, "selecting", partial)
     ids, report = select(samples, {p["id"]: p for p in predictions}, min_std=config.select_min_std,
                          min_mean=config.select_min_mean, seed=config.seed)
     if run.world.is_first:
@@ -569,7 +599,7 @@ def train_grpo(run: Run, model: VideoLM, reference: VideoLM | None, samples: lis
     bar = tqdm(total=steps, initial=first, desc="GRPO", unit="step", disable=not world.is_first)
     nowhere = 0
     for step in range(first, steps):
-        clock = Clock(world.device)
+        clock = Clock(world, f"grpo step {step + 1}")
         # 1. Ask: sample a group of completions for each question, score them, compare siblings.
         groups, replaced, counts = collect_groups(run, model, stream, step, clock)
         if step == 0 and counts["groups"] == 0:
@@ -582,7 +612,8 @@ def train_grpo(run: Run, model: VideoLM, reference: VideoLM | None, samples: lis
         gaps = None
         for _ in range(config.inner_steps):
             clock("score")
-            sums = grpo_gradients(config, model, reference, trained, denominator)
+            with world.waiting():
+                sums = grpo_gradients(config, model, reference, trained, denominator)
             gaps = gaps or {name: sums[name] for name in ("gap_sum", "gap_max")}  # before the policy has moved
             clock("step")
             norm = optimizer_step(config, world, optimizer, lr)
@@ -637,9 +668,10 @@ def collect_groups(run: Run, model: VideoLM, stream: "Stream", step: int,
         prompts, problems = run.load_prompts(mine, stream.peek(config.questions), model)
         clock("sample")
         seeds = [sampling_seed(config.seed, step, prompt.sample["id"]) for prompt in prompts]
-        new = rollout(model, prompts, group_size=config.group_size, max_new_tokens=config.max_new_tokens,
-                      temperature=config.temperature, seeds=seeds, mix=config.reward, scale=config.adv_scale,
-                      judge=run.judge)
+        with scale.gathered(world, model):
+            new = rollout(model, prompts, group_size=config.group_size, max_new_tokens=config.max_new_tokens,
+                          temperature=config.temperature, seeds=seeds, mix=config.reward, scale=config.adv_scale,
+                          judge=run.judge)
         clock("meet")  # the other ranks: not the videos
         dead, unreadable = scale.total(world, [sum(not group.is_live for group in new), len(problems)])
         counts["unreadable"] += int(unreadable)
@@ -726,7 +758,7 @@ def dry_run(run: Run, initial: str, samples: list[dict], held_out: list[dict]) -
     config, world = run.config, run.world
     model = load_model(config, world, initial)
     model.eos_ids = model.banned_ids[:1]  # never sampled: nothing ends a completion before its limit
-    clock = Clock(world.device)
+    clock = Clock(world, "dry run")
     try:
         clock("decode")
         longest = longest_prompts(run, model, samples, max(config.questions, config.sft_questions))
@@ -739,8 +771,8 @@ def dry_run(run: Run, initial: str, samples: list[dict], held_out: list[dict]) -
         clock(None)
     except torch.OutOfMemoryError as error:
         raise SystemExit(f"the run does not fit: out of memory in phase {clock.phase!r}. What helps: "
-                         "--gradient_checkpointing, --freeze_vision, --lora_rank, smaller --pack_tokens, "
-                         f"--max_new_tokens, --group_size or --total_pixels ({error})") from error
+                         "--gradient_checkpointing, --freeze_vision, --lora_rank or --shard on, smaller "
+                         f"--pack_tokens, --max_new_tokens, --group_size or --total_pixels ({error})") from error
     clock.seconds["decode"] /= min(len(samples), max(CANDIDATES, config.questions, config.sft_questions))  # a video
     cost = dict(zip(clock.seconds, scale.largest(world, list(clock.seconds.values()))))
     (peak,) = scale.largest(world, [peak_memory(world.device)])
@@ -779,7 +811,7 @@ def longest_prompts(run: Run, model: VideoLM, samples: list[dict], count: int) -
 
 def dry_sft_step(run: Run, model: VideoLM, samples: list[dict]) -> None:
     optimizer = make_optimizer(run.config, model, run.config.sft_lr)
-    sft_gradients(run, model, Stream(samples, run.config.seed, 0, run.world))
+    sft_gradients(run, model, Stream(samples, run.config.seed, 0, run.world), Clock(run.world, "dry run, warm start"))
     optimizer_step(run.config, run.world, optimizer, run.config.sft_lr)
 
 
@@ -794,7 +826,8 @@ def dry_grpo_step(run: Run, model: VideoLM, initial: str, samples: list[dict], c
         group.advantages = torch.linspace(-1, 1, len(group.texts), device=group.tokens.device)  # (G,)
     for _ in range(config.inner_steps):
         clock("score")
-        grpo_gradients(config, model, reference, groups, counts["completions"])
+        with world.waiting():
+            grpo_gradients(config, model, reference, groups, counts["completions"])
         clock("step")
         optimizer_step(config, world, optimizer, config.lr)
     clock(None)
@@ -874,7 +907,8 @@ def measure(run: Run, model: VideoLM, held_out: list[dict], name: str) -> dict |
         return None
     config = run.config
     asking = Asking(config.prompt, config.max_new_tokens, config.max_prompt_tokens, judge=run.judge)
-    predictions = answer_all(model, run.loader, held_out, run.world, asking, name)
+    with scale.gathered(run.world, model):
+        predictions = answer_all(model, run.loader, held_out, run.world, asking, name)
     metrics = compute_metrics(held_out, [prediction["completions"][0] for prediction in predictions], run.judge)
     if run.world.is_first:
         with open(run.out / f"predictions.{name}.jsonl", "w", encoding="utf-8") as file:
@@ -883,10 +917,22 @@ def measure(run: Run, model: VideoLM, held_out: list[dict], name: str) -> dict |
 
 
 def save_model(run: Run, model: VideoLM, name: str) -> None:
-    """A Hugging Face folder of the run, with a note of how the model was asked; eval.py asks it in the same way."""
+    """A Hugging Face folder of the run, with a note of how the model was asked; eval.py asks it in the same way.
+
+    Written under another name first: a kill in the middle must not cost the best model so far.
+    """
+    run.world.phase(f"save {name}")
+    weights = scale.full_weights(run.world, model)
     if run.world.is_first:
-        model.save(run.out / name)
-        write_asked(run.out / name, asdict(run.config))
+        partial_folder, replaced = run.out / f"partial-{name}", run.out / f"replaced-{name}"
+        for left in (partial_folder, replaced):
+            shutil.rmtree(left, ignore_errors=True)
+        model.save(partial_folder, weights)
+        write_asked(partial_folder, asdict(run.config))
+        if (run.out / name).exists():
+            (run.out / name).rename(replaced)
+        partial_folder.rename(run.out / name)
+        shutil.rmtree(replaced, ignore_errors=True)
     scale.wait_for_all(run.world)
 
 
@@ -931,7 +977,7 @@ def run_stages(run: Run, initial: str, train: list[dict], held_out: list[dict]) 
 
 def main(arguments: list[str] | None = None) -> None:
     config = parse_config(arguments)
-    world = scale.start(config.device)
+    world = scale.start(config.device, config.wait_minutes)
     if config.dry_run:
         with tempfile.TemporaryDirectory() as folder:  # the first rank's serves all
             folder = scale.gather(world, [folder])[0]

@@ -41,8 +41,7 @@ def model(model_folder) -> VideoLM:
     return VideoLM.load(str(model_folder))
 
 
-@pytest.fixture
-def prompts(model) -> list:
+def make_prompts(model) -> list:
     """Three questions of different lengths: two about videos of different sizes and rates, one without a video."""
     generator = torch.Generator().manual_seed(2)
 
@@ -57,3 +56,8 @@ def prompts(model) -> list:
         ({"id": "c", "question": "is there a colour?", **qa}, None),
     ]
     return [prepare(sample, clip, model.tokenizer, "answer") for sample, clip in samples]
+
+
+@pytest.fixture
+def prompts(model) -> list:
+    return make_prompts(model)

@@ -1,13 +1,24 @@
-"""Many processes and many checkpoints: nothing is lost, dealt twice, or left half written."""
+"""Many processes and many checkpoints: nothing is lost, dealt twice, waited for in vain, or left half written."""
 
+import os
+import shutil
+import signal
+import socket
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
+import shard_steps
 import torch
 from conftest import ROOT
 
 import scale
+from model import VideoLM
+
+ALONE = scale.World(0, 1, torch.device("cpu"))
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
 
 
 def world(rank, size):
@@ -21,62 +32,235 @@ def test_every_item_goes_to_exactly_one_rank(size):
     assert sorted(x for rank in range(size) for x in world(rank, size).share(items)) == items
 
 
-PROGRAM = """
-import sys, torch, scale
-world = scale.start("cpu")
-out = {"total": scale.total(world, [1.0, world.rank]), "largest": scale.largest(world, [world.rank, -1.0])}
-out["gather"] = scale.gather(world, world.share(["a", "b", "c"]))
-weight, unused = torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.zeros(1))
-if world.rank == 0:  # the other rank's groups were all dropped: it has no gradient at all
-    (weight * torch.tensor([1.0, 2.0])).sum().backward()
-scale.sum_gradients(world, [weight, unused])
-out["gradient"] = weight.grad.tolist()
+# --- the same steps, alone and sharded over two processes -------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def alone(model_folder):
+    """The steps of shard_steps in this process, replicated: what everything else is compared with."""
+    return shard_steps.take_steps(ALONE, str(model_folder), shard=False)
+
+
+def run_sharded(model_folder: Path, out: Path, processes: int) -> dict:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}",
+               str(ROOT / "tests" / "shard_steps.py"), str(model_folder), str(out)]
+    result = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return torch.load(out / "results.pt")
+
+
+@pytest.fixture(scope="module")
+def sharded(model_folder, alone, tmp_path_factory):
+    """The folder, and what two sharded processes found; before, `alone` has left them a checkpoint."""
+    out = tmp_path_factory.mktemp("sharded")
+    _, model, _, optimizer = alone
+    scale.save_checkpoint(ALONE, out / "alone", scale.training_state(model, optimizer, cursor=3))
+    return out, run_sharded(model_folder, out, processes=2)
+
+
+def distance(a: dict, b: dict) -> float:
+    assert a.keys() == b.keys()
+    return max(float((a[name] - b[name]).abs().max()) for name in a)
+
+
+def test_processes_agree_on_sums_although_one_has_nothing(sharded):
+    """A rank without groups must make the same calls as the others, or all of them wait for ever."""
+    assert sharded[1]["numbers"] == {"total": [2.0, 1.0], "largest": [1.0, -1.0], "gather": ["a", "b", "c"],
+                                     "gradient": [1.0, 2.0], "unused": None}
+
+
+@pytest.mark.parametrize("case", shard_steps.CASES)
+def test_a_sharded_step_is_the_step_of_one_process(alone, sharded, case):
+    """In every case but the first, a rank that makes only the calls of its own share hangs all, or sums wrong parts.
+
+    A mean over ranks in place of the sum, or the norm of one shard, changes the weights; zeros where nobody has a
+    gradient (a vision tower in a step of text) let momentum change them.
+    """
+    (logged, weights), (expected, expected_weights) = sharded[1]["results"][case], alone[0][case]
+    assert logged == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    assert distance(weights, expected_weights) < 1e-5
+    if case == "all groups of both are dropped":
+        assert logged["norm"] == 0
+    else:
+        assert logged["norm"] > 0.05
+
+
+def test_the_steps_compared_above_did_something(alone, model_folder):
+    """And what should stand still does: weights without an update are equal in any two programs."""
+    behind = [weights for _, weights in alone[0].values()]
+    start = dict(VideoLM.load(str(model_folder)).hf.named_parameters())
+    for case, before, after in zip(alone[0], [start, *behind], behind):
+        moved = {name for name in after if not torch.equal(before[name], after[name])}
+        vision = {name for name in moved if ".visual." in name}
+        assert bool(moved) == (case != "all groups of both are dropped")
+        assert bool(vision) == bool(moved) and case not in ("nobody has a video", "frozen vision") or not vision
+
+
+@pytest.mark.slow
+def test_four_sharded_processes_take_the_same_steps(alone, model_folder, tmp_path):
+    """Two of the four have nothing at all to do."""
+    _, model, _, optimizer = alone
+    scale.save_checkpoint(ALONE, tmp_path / "alone", scale.training_state(model, optimizer, cursor=3))
+    found = run_sharded(model_folder, tmp_path, processes=4)["results"]
+    for case, (expected, weights) in alone[0].items():
+        assert found[case][0] == pytest.approx(expected, rel=1e-4, abs=1e-5)
+        assert distance(found[case][1], weights) < 1e-5
+
+
+def test_offloaded_steps_are_the_same_steps(alone, model_folder):
+    """One process, as on a single GPU whose memory is too small for the optimiser."""
+    try:
+        results, model, *_ = shard_steps.take_steps(ALONE, str(model_folder), shard=True, offload=True,
+                                                     cases=list(shard_steps.CASES)[:2])
+    finally:
+        scale.stop()
+    for case, (logged, weights) in results.items():
+        assert logged == pytest.approx(alone[0][case][0], rel=1e-4, abs=1e-5)
+        assert distance(weights, alone[0][case][1]) < 1e-5
+
+
+def test_a_sharded_model_leaves_a_hugging_face_folder(alone, model_folder, tmp_path):
+    """final/ holds whole weights under their original names, tied ones once, and the architecture's own name."""
+    try:
+        model = VideoLM.load(str(model_folder))
+        scale.shard(ALONE, model)
+        model.save(tmp_path / "final", scale.full_weights(ALONE, model))
+    finally:
+        scale.stop()
+    for file in ("config.json", "model.safetensors"):
+        assert (tmp_path / "final" / file).exists()
+    assert "FSDP" not in (tmp_path / "final" / "config.json").read_text()
+    sizes = [(folder / "model.safetensors").stat().st_size for folder in (tmp_path / "final", model_folder)]
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.01)
+    a, b = (VideoLM.load(str(folder)).hf.state_dict() for folder in (tmp_path / "final", model_folder))
+    assert distance(a, b) == 0
+
+
+@pytest.mark.parametrize("choice, offload, size, expected", [("on", False, 1, True), ("off", False, 8, False),
+                                                             ("auto", True, 1, True), ("auto", False, 8, False)])
+def test_sharding_is_chosen_by_flag_and_never_automatic_on_cpus(choice, offload, size, expected):
+    assert scale.worth_sharding(choice, offload, world(0, size), 10**12) is expected
+
+
+@pytest.mark.parametrize("size, gigabytes, billions, expected", [(8, 80, 3.75, True), (8, 141, 3.75, False),
+                                                                 (8, 141, 8.3, True), (1, 80, 8.3, False)])
+def test_sharding_is_automatic_where_the_weights_fill_half_a_gpu(monkeypatch, size, gigabytes, billions, expected):
+    """On one GPU there is nobody to share with; where everything fits, gathering only costs time."""
+    class Properties:
+        total_memory = gigabytes * 2**30
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Properties)
+    gpus = scale.World(0, size, torch.device("cuda:0"))
+    assert scale.worth_sharding("auto", False, gpus, int(billions * 1e9)) is expected
+
+
+# --- waiting ----------------------------------------------------------------------------------------------------------
+
+STUCK = """
+import sys, time, torch, scale
+world = scale.start("cpu", wait_minutes=1)
+world.phase("grpo step 12: sample")
 scale.wait_for_all(world)
-for turn in range(world.size):
-    if turn == world.rank:
-        print("RANK", world.rank, out, flush=True)
-    scale.wait_for_all(world)
-scale.stop()
+world.watch.seconds = 2
+if world.rank == 1:
+    time.sleep(60)
+world.phase("grpo step 12: score")
+scale.total(world, [1.0])
 """
 
 
-def test_two_processes_agree_although_one_has_nothing(tmp_path):
-    """A rank without groups must make the same calls as the others, or all of them wait for ever."""
-    script = tmp_path / "program.py"
-    script.write_text(PROGRAM)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
-    result = subprocess.run(command, cwd=ROOT, env={"PYTHONPATH": str(ROOT), "PATH": "", "OMP_NUM_THREADS": "1"},
-                            capture_output=True, text=True, timeout=120)
-    assert result.returncode == 0, result.stderr[-2000:]
-    expected = {"total": [2.0, 1.0], "largest": [1.0, -1.0], "gather": ["a", "b", "c"], "gradient": [1.0, 2.0]}
-    for rank in (0, 1):
-        assert f"RANK {rank} {expected}" in result.stdout
+def start_two(program: str) -> list[subprocess.Popen]:
+    """Two processes without an agent that would end one for the other's failure."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    shared = {**ENVIRONMENT, "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    return [subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, env={**shared, "RANK": str(rank)}, text=True,
+                             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) for rank in (0, 1)]
+
+
+def test_a_rank_that_waits_too_long_says_who_is_where_and_ends(tmp_path):
+    """A hang is silent: all GPUs are busy, none makes a step, and nothing says which process was lost in what."""
+    first, second = start_two(STUCK)
+    try:
+        _, message = first.communicate(timeout=120)
+        assert first.returncode == 1 and second.poll() is None
+    finally:
+        first.kill(), second.kill()
+    assert "rank 0 has waited 2 s for other processes in 'grpo step 12: score'" in message
+    assert "rank 1: 'grpo step 12: sample', for " in message and "--wait_minutes" in message
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_of_two_shards_is_read_by_one_process(alone, sharded, model_folder):
+    """Resume on another world size: weights, averages and step counts of AdamW, and the next step taken with them."""
+    out, found = sharded
+    model, reference, optimizer = shard_steps.load_both(ALONE, str(model_folder), shard=False)
+    assert scale.load_checkpoint(out / "checkpoint-1-grpo-000008", model, optimizer, cursor=0, seconds=0.0) == \
+        {"cursor": 7, "seconds": 1.25}
+    assert distance(shard_steps.weights_of(ALONE, model), found["results"]["frozen vision"][1]) == 0
+    steps = {float(state["step"]) for state in optimizer.state.values()}
+    assert steps == {5.0, 7.0} and len(optimizer.state) == len(optimizer.param_groups[0]["params"])
+    logged = shard_steps.take_step(ALONE, model, reference, optimizer, "both have work")
+    assert logged == pytest.approx(found["again"][0], rel=1e-4, abs=1e-5)
+    assert distance(shard_steps.weights_of(ALONE, model), found["again"][1]) < 1e-5
+
+
+def test_a_checkpoint_of_one_process_is_read_by_two_shards(alone, sharded):
+    counters, weights, averages = sharded[1]["read"]
+    assert counters == {"cursor": 3} and averages == len(alone[3].param_groups[0]["params"])
+    assert distance(weights, alone[0]["frozen vision"][1]) == 0
+
+
+def test_a_full_disk_of_one_rank_is_told_to_all_and_costs_nothing(sharded):
+    """A rank that fails alone leaves the others waiting; a checkpoint that lacks its part must not be the newest."""
+    told, newest = sharded[1]["told"], sharded[1]["newest"]
+    assert len(told) == 2 and all("could not be written" in message and "rank 1" in message for message in told)
+    assert newest == "checkpoint-1-grpo-000008"
 
 
 def test_the_newest_checkpoint_is_the_last_of_the_last_phase(tmp_path):
     """By name as text, "checkpoint-900" is newer than "checkpoint-1000"; and SFT's last is older than GRPO's first."""
     for name in ("checkpoint-0-sft-000900", "checkpoint-0-sft-001000", "checkpoint-1-grpo-000050"):
-        scale.save_checkpoint(tmp_path / name, {"name": name})
-        assert scale.load_checkpoint(scale.newest_checkpoint(tmp_path)) == {"name": name}
+        scale.save_checkpoint(ALONE, tmp_path / name, {"cursor": torch.tensor(1.0)})
+        assert scale.newest_checkpoint(tmp_path).name == name
     (tmp_path / "checkpoint-1-grpo-000100").mkdir()  # a folder without its state is none
     assert scale.newest_checkpoint(tmp_path).name == "checkpoint-1-grpo-000050"
 
 
-def test_a_checkpoint_that_was_cut_short_never_has_its_final_name(tmp_path, monkeypatch):
-    """A kill or a full disk in the middle of a save must not leave something that a resume would load."""
-    scale.save_checkpoint(tmp_path / "checkpoint-1-grpo-000050", {"step": 50})
+def test_a_checkpoint_of_an_earlier_version_is_named_and_not_passed_over(tmp_path):
+    """Taken for no checkpoint at all, it would let --resume start that run anew, and cut its logs."""
+    (tmp_path / "checkpoint-1-grpo-000100").mkdir()
+    (tmp_path / "checkpoint-1-grpo-000100" / "state.pt").write_bytes(b"")
+    with pytest.raises(ValueError, match="checkpoint-1-grpo-000100.state.pt was written by an earlier version"):
+        scale.newest_checkpoint(tmp_path)
 
-    def full_disk(state, file):
-        file.write_bytes(b"half")
-        raise OSError("No space left on device")
 
-    monkeypatch.setattr(torch, "save", full_disk)
-    with pytest.raises(OSError):
-        scale.save_checkpoint(tmp_path / "checkpoint-1-grpo-000100", {"step": 100})
-    monkeypatch.undo()
-    assert scale.load_checkpoint(scale.newest_checkpoint(tmp_path)) == {"step": 50}
-    scale.save_checkpoint(tmp_path / "checkpoint-1-grpo-000100", {"step": 100})  # the leftovers are no obstacle
-    assert scale.load_checkpoint(scale.newest_checkpoint(tmp_path)) == {"step": 100}
+SAVING = """
+import sys, pathlib, torch, scale
+world, out = scale.World(0, 1, torch.device("cpu")), pathlib.Path(sys.argv[1])
+for step in range(1, 1000):
+    scale.save_checkpoint(world, out / f"checkpoint-1-grpo-{step:06d}", {"weight": torch.full((2**24,), float(step))})
+"""
+
+
+def test_a_kill_in_the_middle_of_a_save_leaves_the_one_before(tmp_path):
+    """What has a checkpoint's name is whole, whenever the kill comes; and the leftovers are no obstacle."""
+    process = subprocess.Popen([sys.executable, "-c", SAVING, str(tmp_path)], cwd=ROOT, env=ENVIRONMENT)
+    while process.poll() is None and not any(x.stat().st_size > 2**20 for x in tmp_path.glob("partial-*0003/*")):
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    newest = scale.newest_checkpoint(tmp_path)
+    assert newest.name == "checkpoint-1-grpo-000002" and list(tmp_path.glob("partial-*"))
+    state = {"weight": torch.zeros(2**24)}
+    torch.distributed.checkpoint.load(state, checkpoint_id=newest)
+    assert torch.equal(state["weight"], torch.full((2**24,), 2.0))
+    scale.save_checkpoint(ALONE, tmp_path / "checkpoint-1-grpo-000003", {"weight": torch.ones(1)})
+    assert scale.newest_checkpoint(tmp_path).name == "checkpoint-1-grpo-000003" and not list(tmp_path.glob("partial-*"))
+    shutil.rmtree(tmp_path)
 
 
 def test_a_device_that_does_not_exist_is_named():

@@ -4,8 +4,10 @@ import dataclasses
 import json
 import math
 import os
+import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -246,6 +248,24 @@ def test_lines_behind_the_checkpoint_are_written_again_and_not_twice(tmp_path):
     assert lines(file) == records[:1]
 
 
+def test_a_full_disk_does_not_cost_the_best_model_so_far(tmp_path, model_folder):
+    """Written in place, best/ would be half the new weights when the disk is full, and none of the old ones."""
+    run = train.Run(train.parse_config(["--out", str(tmp_path / "run")]), ALONE, loader=None)
+    model = VideoLM.load(str(model_folder))
+    train.save_model(run, model, "best")
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, unlimited[1]))
+    try:
+        with pytest.raises(Exception):
+            train.save_model(run, model, "best")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    saved = VideoLM.load(str(tmp_path / "run" / "best")).hf.state_dict()
+    assert all(torch.equal(saved[name], weight) for name, weight in model.hf.state_dict().items())
+    train.save_model(run, model, "best")  # there is room again; the leftovers are no obstacle
+    assert sorted(path.name for path in (tmp_path / "run").iterdir() if path.is_dir()) == ["best"]
+
+
 # --- several processes ------------------------------------------------------------------------------------------------
 
 
@@ -281,6 +301,101 @@ def test_two_processes_give_the_run_of_one_also_with_an_unreadable_video(started
     assert summaries[0]["after"] == pytest.approx(summaries[1]["after"], abs=1e-6) and summaries[0]["after"]["n"] == 8
 
 
+# --- sharding ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def short(started) -> list[str]:
+    """Arguments of a run over a data set with a broken video, of 4 steps of imitation and 6 of GRPO."""
+    (started / "toy" / "videos" / "train-0002.mp4").write_bytes(b"not a video")
+    return ["--model", "start", "--train_data", "toy/train.jsonl", "--eval_data", "toy/eval.jsonl", *SMALL[4:],
+            "--min_pixels", "3136", "--lr", "4e-4", "--sft_lr", "1e-3", "--lr_schedule", "constant", "--tasks", "grounding",
+            "qa", "--pack_tokens", "8192", "--questions", "2", "--steps", "6"]
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    """The same losses, completions, answers and weights, within what the order of float32 sums explains."""
+    ours, theirs = (without_seconds(lines(folder / "metrics.jsonl")) for folder in (a, b))
+    assert len(ours) == len(theirs) == 10 and any(line["unreadable"] for line in ours)
+    for x, y in zip(ours, theirs):
+        assert x.pop("phase") == y.pop("phase") and x == pytest.approx(y, abs=1e-4, rel=1e-3)
+    said = [sorted((r["step"], r["id"], r["completion"]) for r in lines(folder / "completions.jsonl")) for folder in (a, b)]
+    assert said[0] == said[1]
+    ours, theirs = (VideoLM.load(str(folder / "final")).hf.state_dict() for folder in (a, b))
+    assert ours.keys() == theirs.keys() and max((ours[name] - theirs[name]).abs().max() for name in ours) < 1e-4
+    ours, theirs = (json.loads((folder / "summary.json").read_text())["after"] for folder in (a, b))
+    assert ours == pytest.approx(theirs, abs=1e-6)
+
+
+def test_a_sharded_run_is_the_run_of_one_process(started, short, monkeypatch):
+    """Through all stages: imitation, sampling, GRPO, evaluation, checkpoints, resume without shards, and final/."""
+    monkeypatch.chdir(started)
+    train.main([*short, "--out", "whole"])
+    train.main([*short, "--out", "shards", "--shard", "on", "--steps", "4"])
+    train.main(["--resume", "--out", "shards", "--shard", "off", "--steps", "6"])
+    assert_same_run(Path("whole"), Path("shards"))
+
+
+def test_a_sharded_rehearsal_is_a_rehearsal(started, short, monkeypatch, capsys):
+    """Nothing ends a completion there, not even the end token, of which the passes of weight zero are made."""
+    monkeypatch.chdir(started)
+    train.main([*short, "--dry_run", "--shard", "on"])
+    assert "peak memory" in capsys.readouterr().out and not Path("runs").exists()
+
+
+@pytest.mark.slow
+def test_a_rehearsal_by_two_processes_ends_although_one_has_nothing(started, short):
+    """Of one question a step, the other process has only passes of weight zero."""
+    arguments = [*short, "--questions", "1", "--sft_questions", "1", "--dry_run", "--shard", "on"]
+    result = run(started, *arguments, "--out", "rehearsal", processes=2)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "peak memory" in result.stdout and not (started / "rehearsal").exists()
+
+
+def test_what_is_frozen_is_not_sharded(monkeypatch, capsys):
+    """A layer's gathered bfloat16 weights and its float32 adapters are two things to FSDP, and folding a third."""
+    for arguments in (["--shard", "on"], ["--offload"]):
+        with pytest.raises(SystemExit):
+            train.parse_config(["--lora_rank", "4", *arguments])
+        assert "--shard on and --offload" in capsys.readouterr().err
+    gpus = scale.World(0, 8, torch.device("cuda:0"))
+    monkeypatch.setattr(scale, "worth_sharding", lambda *_: True)
+    monkeypatch.setattr(scale, "shard", lambda *_, **__: pytest.fail("LoRA was sharded"))
+    monkeypatch.setattr(train.VideoLM, "load", lambda *_: types.SimpleNamespace(hf=None))
+    monkeypatch.setattr(train.lora, "add_adapters", lambda *_: None)
+    train.load_model(train.parse_config(["--lora_rank", "4"]), gpus, "a name")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes, shard", [(2, "on"), (4, "on"), (4, "off")])
+def test_the_number_of_processes_and_sharding_change_nothing(started, short, processes, shard):
+    """Two questions a step: of four processes, two have none at all, in every step."""
+    assert run(started, *short, "--out", "one").returncode == 0
+    several = run(started, *short, "--out", "several", "--shard", shard, "--steps", "4", processes=processes)
+    assert several.returncode == 0, several.stderr[-3000:]
+    resumed = run(started, "--resume", "--out", "several", "--steps", "6", processes=2)  # on two, with the same shards or none
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    assert_same_run(started / "one", started / "several")
+
+
+@pytest.mark.slow
+def test_two_nodes_are_two_agents_that_meet_at_an_address(started, short):
+    """The commands of the README, on one machine: each agent starts one process; nobody is told a rank."""
+    assert run(started, *short, "--out", "one").returncode == 0
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    start = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1", "--rdzv_id=run1",
+             "--rdzv_backend=c10d", f"--rdzv_endpoint=localhost:{port}", str(ROOT / "train.py"), *short, "--out", "two",
+             "--shard", "on"]
+    agents = [subprocess.Popen(start, cwd=started, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) for _ in range(2)]
+    for agent in agents:
+        _, errors = agent.communicate(timeout=300)
+        assert agent.returncode == 0, errors[-3000:]
+    assert_same_run(started / "one", started / "two")
+
+
 # --- LoRA -------------------------------------------------------------------------------------------------------------
 
 
@@ -295,9 +410,10 @@ def test_a_lora_run_trains_adapters_only_and_resumes_bit_for_bit(started, monkey
     run = started / "run"
     log = [line for line in lines(run / "metrics.jsonl") if line["phase"] == "grpo"]
     assert log[0]["kl"] == 0 and log[-1]["kl"] > 0 and any(line["grad_norm"] > 0 for line in log)
-    state = scale.load_checkpoint(run / "checkpoint-1-grpo-000004")
-    assert state["model"] and all("lora_" in name for name in state["model"])
-    assert len(state["optimizer"]["state"]) == len(state["model"])
+    saved = scale.names_in(run / "checkpoint-1-grpo-000004")
+    trained = {name.removeprefix("model/") for name in saved if name.startswith("model/")}
+    assert trained and all("lora_" in name for name in trained)
+    assert {name.split("/")[1] for name in saved if name.startswith("optimizer/")} == trained
     start, warm, final = (VideoLM.load(str(path)).hf.state_dict() for path in (started / "start", run / "warm_start", run / "final"))
     assert start.keys() == final.keys()
     adapted = {name for name in start if name.split(".")[-2] in train.lora.TARGETS and "language_model.layers" in name
@@ -322,12 +438,16 @@ def test_a_checkpoint_of_another_kind_of_run_is_refused(started, monkeypatch):
     optimizer = train.make_optimizer(config, model, 1e-3)
     run.save("sft", 1, model, optimizer, 0)
     run.checkpoint = scale.newest_checkpoint(run.out)
-    saved = scale.load_checkpoint(run.checkpoint)["model"]
-    assert saved and not any("visual" in name for name in saved)  # frozen: not saved
+    saved = scale.names_in(run.checkpoint)
+    assert any("lm_head" in name or "embed_tokens" in name for name in saved)
+    assert not any("visual" in name for name in saved)  # frozen: not saved
     assert run.restore("sft", model, optimizer) == (1, 0)
+    everything = dataclasses.replace(config, freeze_vision=False)
+    with pytest.raises(ValueError, match="visual"):  # as it is now, its vision tower would be lost at the next save
+        run.restore("sft", model, train.make_optimizer(everything, model, 1e-3))
     train.lora.add_adapters(model.hf, 4, 8.0, train.lora.TARGETS, 0)
     with pytest.raises(ValueError, match="lora_A"):
-        run.restore("sft", model, optimizer)
+        run.restore("sft", model, train.make_optimizer(config, model, 1e-3))
 
 
 def test_the_reference_of_a_lora_run_is_the_policy_itself(started):
@@ -491,7 +611,7 @@ def test_the_next_step_is_decoded_while_this_one_is_sampled(model, tmp_path, mon
     monkeypatch.setattr(train, "rollout", watch)
     with VideoLoader(VideoSettings(min_pixels=3136), num_workers=1) as loader:
         run, stream = train.Run(config, ALONE, loader), train.Stream(questions, 0, 0, ALONE)
-        groups, _, _ = train.collect_groups(run, model, stream, 0, train.Clock(ALONE.device))
+        groups, _, _ = train.collect_groups(run, model, stream, 0, train.Clock(ALONE, ""))
         assert len(groups) == len(ready) == 2
         assert all(loader.load(sample) is clip for sample, clip in zip(stream.peek(2), ready))
 
