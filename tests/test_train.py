@@ -361,7 +361,7 @@ def test_what_is_frozen_is_not_sharded(monkeypatch, capsys):
     gpus = scale.World(0, 8, torch.device("cuda:0"))
     monkeypatch.setattr(scale, "worth_sharding", lambda *_: True)
     monkeypatch.setattr(scale, "shard", lambda *_, **__: pytest.fail("LoRA was sharded"))
-    monkeypatch.setattr(train.VideoLM, "load", lambda *_: types.SimpleNamespace(hf=None))
+    monkeypatch.setattr(train.VideoLM, "load", lambda *_: SimpleNamespace(hf=None))
     monkeypatch.setattr(train.lora, "add_adapters", lambda *_: None)
     train.load_model(train.parse_config(["--lora_rank", "4"]), gpus, "a name")
 
