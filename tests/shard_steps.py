@@ -46,7 +46,7 @@ def make_groups(model: VideoLM, wanted: list[tuple[int, int]]) -> list:
 def take_step(world: scale.World, model: VideoLM, reference: VideoLM, optimizer, case: str) -> dict[str, float]:
     """One step of `case`: what is logged of it."""
     shares = CASES[case]
-    wanted = shares[world.rank] if world.size > 1 else shares[0] + shares[1]
+    wanted = [*shares, [], []][world.rank] if world.size > 1 else shares[0] + shares[1]  # of four, two have nothing
     frozen = case == "frozen vision"
     model.visual.requires_grad_(not frozen)
     world.phase(case)
