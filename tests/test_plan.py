@@ -120,11 +120,12 @@ def test_a_checkpoint_is_as_large_as_predicted(model, model_folder, tmp_path):
         p.grad = torch.zeros_like(p)
     optimizer.step()
     alone = scale.World(0, 1, torch.device("cpu"))
-    scale.save_checkpoint(alone, tmp_path / "checkpoint-1", scale.training_state(model, optimizer))
+    state = scale.training_state(model, optimizer)
+    scale.save_checkpoint(alone, tmp_path / "checkpoint-1", state)
     counted = plan.count(plan.load_shape(str(model_folder)))
     predicted = plan.disk(counted, plan.Job(keep_checkpoints=2))["checkpoints"] / 3
     written = sum(file.stat().st_size for file in (tmp_path / "checkpoint-1").iterdir())
-    assert written == pytest.approx(predicted, rel=0.02)
+    assert predicted < written < predicted + 2048 * len(state)  # a header for each tensor: nothing beside real ones
     assert plan.disk(counted, plan.Job(stage="answer"))["checkpoints"] == 0
     files = [plan.disk(counted, plan.Job(samples=10, videos=videos, seconds=3.0))["videos"] for videos in (0, 5)]
     assert files == [30 * 60e3, 15 * 60e3]
