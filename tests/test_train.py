@@ -561,9 +561,9 @@ def test_an_interrupted_selection_asks_nothing_twice(model, tmp_path, monkeypatc
         monkeypatch.setattr(train, "select", lambda _, predictions, **__: asked.update(predictions) or (["a"], report))
         run.config = dataclasses.replace(config, select_k=3)
         with pytest.raises(ValueError, match="num_samples 2, not 3"):
-            train.select_samples(run, None, samples)
+            train.select_samples(run, SimpleNamespace(hf=torch.nn.Identity()), samples)
         run.config = config
-        assert train.select_samples(run, None, samples)["ids"] == ["a"]
+        assert train.select_samples(run, SimpleNamespace(hf=torch.nn.Identity()), samples)["ids"] == ["a"]
     assert list(asked) == [sample["id"] for sample in samples]
     assert not (tmp_path / "selecting").exists()
 
