@@ -312,7 +312,8 @@ def test_several_processes_share_the_folder(tmp_path):
               "from loader import FrameCache\n"
               "from data import Clip\n"
               "cache, found = FrameCache(sys.argv[1], 40_000), 0\n"
-              "for k in random.Random(0).choices(range(7), k=400):\n"  # in turn, the one needed next has always just left
+              # not in turn: then the one that is needed next would always have left just before
+              "for k in random.Random(0).choices(range(7), k=400):\n"
               "    clip = cache.find((k,))\n"
               "    assert clip is None or (clip.frames == k).all() and clip.frames.shape == (2, 3, 28, 28)\n"
               "    found += clip is not None\n"
