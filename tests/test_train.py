@@ -129,7 +129,7 @@ def test_every_step_logs_what_the_readme_explains(whole_run):
     for line in steps:
         assert {"reward", "format", "kl", "loss", "grad_norm", "length", "truncated", "groups", "dead_groups", "unreadable",
                 "clip_fraction", "ratio", "logp_gap_mean", "logp_gap_max", "lr", "wait_share", "sampled"} <= set(line)
-        assert {"wait", "sample", "score", "step"} <= set(line["seconds"])
+        assert {"wait", "sample", "meet", "score", "step"} <= set(line["seconds"])
         assert 0 < line["entropy"] < 7  # nats; only with --entropy_bonus, as here
         assert line["groups"] == 3 and line["clip_fraction"] == 0 and all(math.isfinite(v) for v in line["seconds"].values())
         assert line["wait_share"] == pytest.approx(line["seconds"]["wait"] / sum(line["seconds"].values()), abs=1e-3)
