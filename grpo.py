@@ -343,7 +343,8 @@ def accumulate_gradients(model, reference, groups: list[Group], *, temperature: 
     Groups go through the model in packs that fit its `pack_tokens`; the common `denominator` makes the packs, and the
     ranks, add up to the gradient of the whole step. `reuse_video`: the vision tower is frozen, so the embeddings made
     for sampling serve the policy and the reference too. With an `entropy_bonus` the sums have `entropy_sum` as well.
-    A `reference` that is `model` itself is scored without its LoRA adapters. Where the model is sharded, all ranks call this together.
+    A `reference` that is `model` itself is scored without its LoRA adapters. Where the model is sharded, all ranks call
+    this together.
     """
     sums = {"loss": 0.0, "tokens": 0.0, "kl_sum": 0.0, "ratio_sum": 0.0, "clipped_tokens": 0.0, "gap_sum": 0.0}
     if entropy_bonus:
