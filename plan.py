@@ -2,6 +2,7 @@
 
     python plan.py --model 7b --gpus 8 --samples 12408 --seconds 30.6
     python plan.py --model runs/x/final --stage sft --gpus 1
+    python plan.py --model 7b --gpus 1 --lora_rank 16 --card_gb 48
 
 Counted: parameters (the library's classes, built without memory on the "meta" device), frames and video tokens (by the
 functions that data.py reads videos with), bytes of weights, gradients, optimiser, keys and values, and the floating
@@ -9,22 +10,29 @@ point operations of every matrix product. Estimated: activations and logits, fro
 Assumed: what the hardware does in a second, the capitals below; replace them by what you measure.
 
 Read in the order of the file: the model, the video, operations, bytes, seconds. All of it is for the code as it is:
-every process holds the whole model: float32 weights, bfloat16 arithmetic, gradient checkpointing, a question a pass.
+float32 weights, bfloat16 arithmetic, gradient checkpointing, a question a pass. There are three ways to hold the model:
 
-Left out on purpose: evaluation on the way, decoding of videos (other processes do it meanwhile), fragmentation.
+    replicas       every card has all of it
+    --shard        every card has 1/N of weights, gradients, optimiser and reference (scale.py); auto on several cards
+    --lora_rank    every card has the frozen model in bfloat16 and trains adapters (lora.py); never sharded
+
+Left out on purpose: evaluation on the way, decoding of videos (other processes do it meanwhile), fragmentation. A card
+sold as 80 GB has about 85 10^9 bytes; the verdict counts on 80, and leaves the rest to fragmentation and the driver.
 
 Letters: P prompt tokens with V video tokens among them, G completions of C tokens, L tokens of a packed row.
 """
 
 import argparse
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
 from torch import nn
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
+import lora
+import scale
 from data import VideoSettings, frame_budget, frame_indices, num_video_tokens, smart_resize
 
 # Assumed, for an A100 with 80 GB: its data sheet's rates, and the share of them that such code reaches.
@@ -34,7 +42,8 @@ MEMORY_BYTES = 2.0e12  # a second
 MEMORY_SHARE = 0.6
 LINK_BYTES = 200e9  # a second, of gradients summed between the cards of one machine
 LAYER_SECONDS = 0.6e-3  # Python needs this long to start one decoder layer, however little it computes
-CARD_BYTES = 85e9  # what such a card leaves to a process
+HOST_LINK_BYTES = 25e9  # a second, between a card and the machine's own memory (--offload)
+HOST_BYTES = 150e9  # a second, that memory itself, all processes together
 FILE_FPS = 30.0
 
 # Published shapes: config.json of Qwen/Qwen2.5-VL-3B-Instruct and -7B-Instruct. Their vision towers differ only in the
@@ -79,7 +88,11 @@ class Job:
     completion_tokens: int = flag(150, "tokens of a group's longest completion, on average")
     max_new_tokens: int = flag(1024, "room for a completion")
     beta: float = flag(0.04, "0: no reference")
-    freeze_vision: bool = flag(False, "train the language model only")
+    freeze_vision: bool = flag(False, "train the language model only; --lora_rank implies it")
+    lora_rank: int = flag(0, "rank of adapters on all matrices of the language model; 0: train the model itself")
+    shard: str = flag("auto", "deal the model out over the cards; auto: by train.py's rule", ("auto", "on", "off"))
+    offload: bool = flag(False, "shard, and keep the shards in the machine's own memory")
+    card_gb: float = flag(80.0, "memory of a card, in 10^9 bytes")
     keep_checkpoints: int = flag(2, "how many of them stay")
 
 
@@ -95,6 +108,9 @@ class Model:
     head: int  # of the output layer
     blocks: int  # of the vision tower, used for a patch
     merger: int  # used for a video token
+    lora_widths: int  # numbers into and out of each matrix that can have an adapter, added up
+    together: int  # parameters outside of layers and blocks, which a sharded model gathers all at once ...
+    largest: int  # ... and of the largest layer or block, which are gathered one by one
 
 
 def load_shape(name: str) -> Qwen2_5_VLConfig:
@@ -115,13 +131,33 @@ def count(config: Qwen2_5_VLConfig) -> Model:
     matrices = {part: sum(m.weight.numel() for m in module.modules() if isinstance(m, (nn.Linear, nn.Conv3d)))
                 for part, module in (("layers", hf.model.language_model.layers), ("vision", hf.model.visual),
                                      ("merger", hf.model.visual.merger))}
-    return Model(config, sum(p.numel() for p in hf.parameters()), sum(p.numel() for p in hf.model.visual.parameters()),
-                 matrices["layers"], hf.lm_head.weight.numel(), matrices["vision"] - matrices["merger"],
-                 matrices["merger"])
+    parameters, vision = (sum(p.numel() for p in part.parameters()) for part in (hf, hf.model.visual))
+    parts = [sum(p.numel() for p in part.parameters())
+             for part in (*hf.model.language_model.layers, *hf.model.visual.blocks)]
+    widths = sum(m.in_features + m.out_features for name, m in hf.model.language_model.layers.named_modules()
+                 if isinstance(m, nn.Linear) and name.rpartition(".")[2] in lora.TARGETS)
+    return Model(config, parameters, vision, layers=matrices["layers"], head=hf.lm_head.weight.numel(),
+                 blocks=matrices["vision"] - matrices["merger"], merger=matrices["merger"], lora_widths=widths,
+                 together=parameters - sum(parts), largest=max(parts))
+
+
+def adapters(model: Model, job: Job) -> int:
+    """Numbers in A and B of all matrices."""
+    return job.lora_rank * model.lora_widths
 
 
 def trained(model: Model, job: Job) -> int:
-    return 0 if job.stage == "answer" else model.parameters - (model.vision if job.freeze_vision else 0)
+    if job.stage == "answer":
+        return 0
+    return adapters(model, job) or model.parameters - (model.vision if job.freeze_vision else 0)
+
+
+def sharded(model: Model, job: Job) -> bool:
+    """As train.py decides; answering alone and LoRA never are."""
+    if job.stage == "answer" or job.lora_rank:
+        return False
+    world = scale.World(0, job.gpus, torch.device("cuda"))
+    return scale.worth_sharding(job.shard, job.offload, world, model.parameters, 1e9 * job.card_gb)
 
 
 # --- the video --------------------------------------------------------------------------------------------------------
@@ -168,18 +204,22 @@ def flops(model: Model, job: Job) -> dict[str, float]:
     seeing = vision_flops(model, video_grid(job))
     text, tower, N = model.config.text_config, model.config.vision_config, 4 * V
     own = G * (C - 1)  # the last token of a completion is never fed in
+    beside = 2 * adapters(model, job)  # of a token in its adapters, which the reference does not have
     scoring = decoder_flops(model, P + own, P**2 + own * (P + C - 1)) + 2 * model.head * G * C
-    sampling = {"prefill": seeing + decoder_flops(model, P, P**2) + 2 * model.head * G,
-                "decode": decoder_flops(model, own, own * P + G * (C - 1) * C / 2) + 2 * model.head * own}
+    sampling = {"prefill": seeing + decoder_flops(model, P, P**2) + 2 * model.head * G + beside * P,
+                "decode": decoder_flops(model, own, own * P + G * (C - 1) * C / 2) + (2 * model.head + beside) * own}
     if job.stage == "answer":
         return sampling
-    if job.freeze_vision and job.stage == "grpo":
+    frozen = job.freeze_vision or job.lora_rank
+    if frozen and job.stage == "grpo":
         seeing = 0  # the tower has encoded the video for sampling, and that serves again
     # Backward costs two forwards, and checkpointing a third one: without the logits, which are kept, and without the
     # last matrix of each layer and block, whose result backward does not need.
     spared = model.head * G * C + text.num_hidden_layers * text.hidden_size * text.intermediate_size * (P + own)
-    spared += 0 if job.freeze_vision else tower.depth * tower.hidden_size * tower.intermediate_size * N
-    learning = {"learn": 4 * scoring + (1 if job.freeze_vision else 4) * seeing - 2 * spared}
+    spared += 0 if frozen else tower.depth * tower.hidden_size * tower.intermediate_size * N
+    learning = {"learn": 4 * scoring + (1 if frozen else 4) * seeing - 2 * spared}
+    if job.lora_rank:  # frozen matrices have no gradient of their own
+        learning["learn"] += 4 * beside * (P + own) - 2 * (model.layers * (P + own) + model.head * G * C)
     if job.stage == "sft":
         return learning
     return sampling | learning | ({"reference": scoring + seeing} if job.beta else {})
@@ -204,25 +244,37 @@ def activation_bytes(model: Model, job: Job) -> float:
     V, P, G, C = tokens_of(job)
     text, vision = model.config.text_config, model.config.vision_config
     L = P + G * (C - 1)
-    kept = 4 * text.num_hidden_layers * L * text.hidden_size + 2 * vision.depth * 4 * V * vision.hidden_size
+    kept = 4 * text.num_hidden_layers * L * text.hidden_size
+    kept += 0 if job.freeze_vision or job.lora_rank else 2 * vision.depth * 4 * V * vision.hidden_size
     # residuals and norms in float32, queries, keys and values, four tensors of the MLP in bfloat16; the prompt's keys
     # and values are repeated for the G completions and for the heads that share them
     inside = L * (24 * text.hidden_size + 8 * text.intermediate_size) + 4 * G * (P + C) * text.hidden_size
     return kept + inside
 
 
+def states(model: Model, job: Job) -> dict[str, float]:
+    """Bytes that follow from the number of parameters, of all of them: a replica's, or those of all shards together."""
+    T, A = trained(model, job), adapters(model, job)
+    referred = job.stage == "grpo" and job.beta and not job.lora_rank  # LoRA: the policy with its adapters off
+    return {"weights": 2 * model.parameters + 4 * A if job.lora_rank else 4 * model.parameters,
+            "gradients": 4 * T, "optimiser": 8 * T, "optimiser, while it steps": 4 * T,
+            "reference": 2 * model.parameters if referred else 0}
+
+
 def memory(model: Model, job: Job) -> dict[str, float]:
     """Bytes on each card, by what they are for."""
     _, P, G, C = tokens_of(job)
-    learns, samples, T = job.stage != "answer", job.stage != "sft", trained(model, job)
+    learns, samples, shards = job.stage != "answer", job.stage != "sft", sharded(model, job)
     rows = min(4096, G * C)  # logits exist for so many tokens at a time, in about four copies of float32
-    return {
-        "weights": 4 * model.parameters,
-        "gradients": 4 * T,
-        "optimiser": 8 * T,
-        "optimiser, while it steps": 4 * T,
-        "reference": 2 * model.parameters if job.stage == "grpo" and job.beta else 0,
-        "bfloat16 copies": 2 * (model.layers + model.head),
+    share = 0 if job.offload and shards else 1 / job.gpus if shards else 1
+    copied = 0 if shards else adapters(model, job) if job.lora_rank else model.layers + model.head
+    return {name: share * value for name, value in states(model, job).items()} | {
+        "bfloat16 copies": 2 * copied,
+        # sharded: all weights once for a rollout. While learning, what is not in a layer and one layer: weights and
+        # their gradient in bfloat16, and the float32 that the gradients are added up in
+        "gathered, to sample": 2 * model.parameters if shards and samples else 0,
+        "gathered, to learn": 8 * (model.together + model.largest) if shards else 0,
+        "whole, while it loads": 4 * model.parameters if shards else 0,
         "activations": activation_bytes(model, job) if learns else 0,
         "logits": 16 * rows * model.config.text_config.vocab_size if learns else 0,
         "keys and values": questions_a_card(job) * (P + G * job.max_new_tokens) * key_value_bytes(model) * samples,
@@ -234,18 +286,57 @@ def peak_bytes(model: Model, job: Job) -> dict[str, float]:
     part = memory(model, job)
     always = part["weights"] + part["optimiser"] + part["reference"]
     copies = part["bfloat16 copies"]
-    peaks = {"sampling": always + copies + part["keys and values"],
-             "learning": always + copies + part["gradients"] + part["activations"] + part["logits"],
+    peaks = {"sampling": always + copies + part["gathered, to sample"] + part["keys and values"],
+             "learning": always + copies + part["gathered, to learn"] + part["gradients"] + part["activations"]
+             + part["logits"],
              "stepping": always + part["gradients"] + part["optimiser, while it steps"]}
     wanted = {"grpo": tuple(peaks), "sft": ("learning", "stepping"), "answer": ("sampling",)}[job.stage]
-    return {name: peaks[name] for name in wanted}
+    loading = {"loading": part["whole, while it loads"]} if sharded(model, job) else {}
+    return loading | {name: peaks[name] for name in wanted}
+
+
+def remedies(model: Model, job: Job) -> list[tuple[str, Job]]:
+    """What could be changed, in the words of the flags, the least change of what is learned first."""
+    ways = [(f"half the --total_pixels ({job.total_pixels // 2})", replace(job, total_pixels=job.total_pixels // 2)),
+            (f"half the --max_new_tokens ({job.max_new_tokens // 2})",
+             replace(job, max_new_tokens=job.max_new_tokens // 2))]
+    if job.stage == "answer":
+        return [("one question at a time", replace(job, questions=job.gpus)), *ways]
+    if job.lora_rank:
+        return ways
+    dealt = [] if job.gpus == 1 or sharded(model, job) else [("--shard on", replace(job, shard="on"))]
+    more = [(f"--gpus {n} --shard on", replace(job, gpus=n, shard="on")) for n in (8,) if job.gpus < n]
+    kept = [] if job.offload else [("--offload", replace(job, offload=True, shard="on"))]
+    fewer = [] if job.freeze_vision else [("--freeze_vision", replace(job, freeze_vision=True))]
+    adapted = [("--lora_rank 16", replace(job, lora_rank=16, shard="auto", offload=False))]
+    return [*dealt, *more, *kept, *fewer, *adapted, *ways]
+
+
+def needed(model: Model, job: Job) -> float:
+    """Bytes of a card at the worst moment."""
+    return max(peak_bytes(model, job).values())
+
+
+def verdict(model: Model, job: Job) -> str:
+    """Whether a card is large enough; if not, each remedy that would do, or all that help when none does."""
+    need, room, card = needed(model, job), 1e9 * job.card_gb, f"a card of {job.card_gb:g} GB"
+    if need <= room:
+        return f"fits {card} (needs {need / 1e9:.0f})"
+    needs = [(words, needed(model, changed)) for words, changed in remedies(model, job)]
+    enough = [f"{words} ({value / 1e9:.0f})" for words, value in needs if value <= room]
+    some = [f"{words} ({value / 1e9:.0f})" for words, value in needs if value < 0.99 * need]
+    helps = ", or ".join(enough) or (f"nothing alone, but some {', '.join(some)}" if some else "a smaller model")
+    return f"does not fit: needs {need / 1e9:.0f} GB, more than {card}; what helps: {helps}"
 
 
 def disk(model: Model, job: Job) -> dict[str, float]:
-    """Bytes: checkpoints hold weights and both moments; a new one is complete before the oldest goes."""
-    checkpoints = (job.keep_checkpoints + 1) * (4 * model.parameters + 8 * trained(model, job))
+    """Bytes: checkpoints hold what is trained and both moments; a new one is complete before the oldest goes."""
+    checkpoints = (job.keep_checkpoints + 1) * 12 * trained(model, job)
+    written = 4 * model.parameters
+    if job.lora_rank:  # matrices that had an adapter are written in float32, the others as they are
+        written = 2 * model.parameters + 2 * model.layers
     saved = {"grpo": 1, "sft": 2, "answer": 0}[job.stage]  # final/, and warm_start/
-    return {"checkpoints": checkpoints if job.stage != "answer" else 0, "models": saved * 4 * model.parameters,
+    return {"checkpoints": checkpoints if job.stage != "answer" else 0, "models": saved * written,
             "videos": (job.videos or job.samples) * job.seconds * job.video_bytes}
 
 
@@ -268,8 +359,26 @@ def step_seconds(model: Model, job: Job) -> dict[str, float]:
         slower = max(start, read / bandwidth)
         seconds["decode"] = max((C - 1) * slower, many * flops(model, job)["decode"] / rate)
     if T := trained(model, job):
-        seconds["step"] = 28 * T / bandwidth  # weight, gradient and two moments read, three of them written
-        seconds["step"] += 8 * T / LINK_BYTES if job.gpus > 1 else 0
+        touched = 28 * T  # weight, gradient and two moments read, three of them written
+        if sharded(model, job):
+            seconds["step"] = touched / HOST_BYTES if job.offload else touched / job.gpus / bandwidth
+            seconds["gathering"] = gathering_seconds(model, job)
+        else:
+            seconds["step"] = touched / bandwidth + (8 * T / LINK_BYTES if job.gpus > 1 else 0)
+    return seconds
+
+
+def gathering_seconds(model: Model, job: Job) -> float:
+    """Of a step of a sharded model, as if nothing were computed meanwhile: an upper bound.
+
+    All weights in bfloat16 once to sample, and for each question forward, backward and through the reference; float32
+    gradients back for each question. Offloaded shards come from the machine's memory, float32, each time.
+    """
+    many, reference = questions_a_card(job), 1 if states(model, job)["reference"] else 0
+    passes = many * (2 + reference) + (job.stage != "sft")
+    seconds = (2 * passes * model.parameters + 4 * many * trained(model, job)) / LINK_BYTES if job.gpus > 1 else 0
+    if job.offload:
+        seconds += 4 * (passes * model.parameters + many * trained(model, job)) / job.gpus / HOST_LINK_BYTES
     return seconds
 
 
@@ -288,10 +397,37 @@ def parse_arguments(arguments: list[str] | None = None) -> Job:
                                                                                   "choices": f.metadata["choices"]}
         parser.add_argument(f"--{f.name}", default=f.default, help=f.metadata["help"], **kind)
     job = Job(**vars(parser.parse_args(arguments)))
-    for name in ("gpus", "samples", "questions", "group_size", "completion_tokens", "max_new_tokens", "epochs"):
-        if getattr(job, name) <= 0:
-            parser.error(f"--{name} is {getattr(job, name)}; it must be above 0")
+    if problem := find_problem(job):
+        parser.error(problem)
     return job
+
+
+def find_problem(job: Job) -> str | None:
+    """What is wrong with the settings. What train.py refuses is refused here: a plan for it would be for nothing."""
+    for name in ("gpus", "samples", "questions", "group_size", "completion_tokens", "max_new_tokens", "epochs",
+                 "card_gb"):
+        if getattr(job, name) <= 0:
+            return f"--{name} is {getattr(job, name)}; it must be above 0"
+    if job.lora_rank < 0:
+        return f"--lora_rank is {job.lora_rank}; a rank is 0 (off) or more"
+    if job.offload and job.shard == "off":
+        return "--offload keeps shards in the machine's memory; with --shard off there are none"
+    if job.lora_rank and (job.shard == "on" or job.offload):
+        return ("--lora_rank leaves little to shard: every card holds the frozen model; leave --shard on and --offload "
+                "out")
+    if job.stage == "answer" and (job.lora_rank or job.shard == "on" or job.offload):
+        return ("--stage answer: a model that answers is whole, without adapters; leave --lora_rank, --shard on and "
+                "--offload out")
+    return None
+
+
+def held(model: Model, job: Job) -> str:
+    if job.lora_rank:
+        return "every card holds the frozen model in bfloat16; LoRA is never sharded"
+    if sharded(model, job):
+        share = "all shards" if job.gpus == 1 else f"1/{job.gpus} of the model"
+        return f"sharded: every card {'has its machine hold' if job.offload else 'holds'} {share}"
+    return "every card holds the whole model"
 
 
 def print_plan(model: Model, job: Job) -> None:
@@ -299,13 +435,17 @@ def print_plan(model: Model, job: Job) -> None:
     t, h, w = video_grid(job)
     print(f"{model.parameters:,} parameters, {trained(model, job):,} of them trained")
     print(f"a video: {t} x {h // 2} x {w // 2} = {V} tokens; a prompt: {P}; {G} completions of {C}")
+    print(f"a prompt shared by its group: {G * (P + C) / (P + G * C):.1f} times fewer tokens, G (P + C) / (P + G C)")
+    print(held(model, job))
     peaks = peak_bytes(model, job)
     for title, unit, part in (("memory of a card", 1e9, memory(model, job)), ("at its peak", 1e9, peaks),
                               ("disk", 1e9, disk(model, job))):
         print(f"\n{title}, GB")
         print("\n".join(f"  {name:28}{value / unit:10.1f}" for name, value in part.items() if value))
-    left = CARD_BYTES - max(peaks.values())
-    print(f"\n{'leaves' if left >= 0 else 'lacks'} {abs(left) / 1e9:.1f} GB on a card of {CARD_BYTES / 1e9:.0f} GB")
+    if job.offload:
+        shards = {name: value for name, value in states(model, job).items() if value}
+        print(f"\nthe machine's own memory, all processes: {sum(shards.values()) / 1e9:.1f} GB ({', '.join(shards)})")
+    print(f"\n{verdict(model, job)}")
     print("\n10^12 floating point operations of a question")
     print("\n".join(f"  {name:28}{value / 1e12:10.1f}" for name, value in flops(model, job).items()))
     print("\nseconds of a step, at the assumed rates")

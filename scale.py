@@ -245,13 +245,16 @@ def clip_gradients(world: World, parameters: list[torch.nn.Parameter], longest: 
 BYTES_A_PARAMETER = 18  # float32 weight 4, gradient 4, AdamW 8; bfloat16 reference 2
 
 
-def worth_sharding(choice: str, offload: bool, world: World, num_parameters: int) -> bool:
-    """What `--shard` on, off or auto means here; auto never shards on one GPU, where it saves nothing, or on CPUs."""
+def worth_sharding(choice: str, offload: bool, world: World, num_parameters: int, memory: float | None = None) -> bool:
+    """What `--shard` on, off or auto means here; auto never shards on one GPU, where it saves nothing, or on CPUs.
+
+    `memory`: bytes of one GPU; None asks the one that is here. plan.py knows none and says what it plans for."""
     if choice != "auto" or offload:
         return choice == "on" or offload
     if world.size == 1 or world.device.type != "cuda":
         return False
-    memory = torch.cuda.get_device_properties(world.device).total_memory
+    if memory is None:
+        memory = torch.cuda.get_device_properties(world.device).total_memory
     return BYTES_A_PARAMETER * num_parameters > memory / 2  # the other half is for activations and keys and values
 
 
