@@ -378,7 +378,7 @@ def test_the_command_prints_the_plan(capsys):
     for words in ("3,754,622,976 parameters", "30 x 7 x 9 = 1890 tokens", "bfloat16 copies", "1551 steps on 8 cards"):
         assert words in text
     assert "does not fit: needs 83 GB, more than a card of 80 GB; what helps: --shard on (1" in text
-    assert "5.3 times fewer tokens" in text and "every card holds the whole model" in text  # 8 * 2290 / (2140 + 1200)
+    assert "5.5 times fewer tokens" in text and "every card holds the whole model" in text  # 8 * 2290 / (2140 + 1200)
     plan.main(["--model", "7b"])
     text = capsys.readouterr().out
     assert "fits a card of 80 GB (needs 37)" in text and "sharded: every card holds 1/8 of the model" in text
