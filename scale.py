@@ -107,8 +107,8 @@ class Watch:
             since, name = self.store.get(key).decode().split(" ", 1) if self.store.check([key]) else ("", "not started")
             ago = f", for {time.time() - float(since):.0f} s" if since else ""
             lines.append(f"    rank {rank}: {name!r}{ago}")
-        lines.append("The rank that is in another phase, or no longer runs, is the one to look at. --wait_minutes "
-                     "allows more; --resume goes on from the newest checkpoint.")
+        lines.append("The rank that is in another phase, or no longer runs, is the one to look at. train.py goes on from the "
+                     "newest checkpoint with --resume, and waits longer with --wait_minutes; eval.py goes on by itself.")
         return "\n".join(lines)
 
     def complaint(self) -> str:
@@ -314,6 +314,8 @@ def gathered(world: World, model) -> Iterator[None]:
             # FSDP's hooks would find nothing to do, for every layer and token; and they note each call as one that a
             # backward pass will follow, and would prefetch by these notes, on each rank by its own: a hang
             part._forward_pre_hooks, part._forward_hooks = OrderedDict(), OrderedDict()
+        if world.device.type == "cuda":
+            torch.cuda.synchronize()  # the gathering is only queued: wait for the other ranks here, where the watch is on
     try:
         yield
     finally:
@@ -393,6 +395,7 @@ def save_checkpoint(world: World, folder: Path, state: dict[str, Tensor]) -> Non
             raise OSError(f"{folder} could not be written, with {free:.1f} GB free ({reasons}). Earlier checkpoints "
                           "are whole: make room, then go on with --resume") from error
     if world.is_first:
+        shutil.rmtree(folder, ignore_errors=True)  # of this name, and not complete, or the run had gone on from it
         partial_folder.rename(folder)
     wait_for_all(world)
 

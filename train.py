@@ -939,9 +939,11 @@ def save_model(run: Run, model: VideoLM, name: str) -> None:
 def keep_best(run: Run, model: VideoLM, held_out: list[dict], step: int) -> dict:
     """Evaluate on the way; the best model so far stays in best/."""
     metrics = measure(run, model, held_out, "on_the_way") or {}
-    if score_of(metrics) > run.results.get("best", {"score": -1.0})["score"]:
+    # One number for all ranks: a judge that rounds differently on one of them must not send it to save alone.
+    (score,) = scale.largest(run.world, [score_of(metrics)])
+    if score > run.results.get("best", {"score": -1.0})["score"]:
         save_model(run, model, "best")
-        run.results["best"] = {"step": step, "score": score_of(metrics), "metrics": metrics}
+        run.results["best"] = {"step": step, "score": score, "metrics": metrics}
         run.save_state()
     return metrics
 
@@ -959,6 +961,7 @@ def run_stages(run: Run, initial: str, train: list[dict], held_out: list[dict]) 
             lora.fold_adapters(model.hf, config.seed)
             save_model(run, model, "warm_start")
         else:
+            del model  # before the next one is loaded: two may not fit
             model = load_model(config, world, start)
         run.stage("after_sft", lambda: measure(run, model, held_out, "after_sft"))
     chosen = train
@@ -970,6 +973,7 @@ def run_stages(run: Run, initial: str, train: list[dict], held_out: list[dict]) 
         run.stage("after", lambda: measure(run, model, held_out, "after"))
     save_model(run, model, "final")
     if config.sft_equal_time and "sft_equal_time" not in run.results:
+        del model
         model = load_model(config, world, start)
         sft_for_seconds(run, model, train, run.seconds["grpo"])
         run.stage("sft_equal_time", lambda: measure(run, model, held_out, "sft_equal_time"))
@@ -981,7 +985,7 @@ def main(arguments: list[str] | None = None) -> None:
     if config.dry_run:
         with tempfile.TemporaryDirectory() as folder:  # the first rank's serves all
             folder = scale.gather(world, [folder])[0]
-            carry_out(replace(config, out=folder, resume=False, overwrite=False), world)
+            carry_out(replace(config, out=folder, resume=False, overwrite=False, frame_cache=""), world)
             scale.wait_for_all(world)
     else:
         carry_out(config, world)
