@@ -226,7 +226,8 @@ def test_the_newest_checkpoint_is_the_last_of_the_last_phase(tmp_path):
     for name in ("checkpoint-0-sft-000900", "checkpoint-0-sft-001000", "checkpoint-1-grpo-000050"):
         scale.save_checkpoint(ALONE, tmp_path / name, {"cursor": torch.tensor(1.0)})
         assert scale.newest_checkpoint(tmp_path).name == name
-    (tmp_path / "checkpoint-1-grpo-000100").mkdir()  # a folder without its state is none
+    (tmp_path / "checkpoint-1-grpo-000100").mkdir()  # without its table of contents it is none
+    (tmp_path / "checkpoint-1-grpo-000100" / "__0_0.distcp").write_bytes(b"half")
     assert scale.newest_checkpoint(tmp_path).name == "checkpoint-1-grpo-000050"
 
 
