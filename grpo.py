@@ -33,6 +33,7 @@ from torch import Tensor
 
 import lora
 import rewards
+from memory import note_if_out_of_memory, sizes
 
 # A spread of rewards below this is rounding, not a preference. The same number damps the division: without it, seven
 # equal rewards and one that is 1e-9 higher would shout as loudly as seven zeros and a one.
@@ -302,7 +303,8 @@ def rollout(model, prompts: list, *, group_size: int, max_new_tokens: int, tempe
     """
     if not prompts:  # a rank whose share of a step is empty, or unreadable
         return []
-    with torch.no_grad():
+    completions = f"{group_size} completions each of up to {max_new_tokens} tokens"
+    with torch.no_grad(), note_if_out_of_memory("sampling", partial(sizes, prompts, completions)):
         videos = encode_videos(model, prompts)
         embeds = [model.embed(prompt.ids, video) for prompt, video in zip(prompts, videos)]
         sampled = model.generate(embeds, [prompt.positions for prompt in prompts], group_size=group_size,
@@ -353,30 +355,36 @@ def accumulate_gradients(model, reference, groups: list[Group], *, temperature: 
     lengths = [len(group.prompt.ids) + group.tokens.numel() for group in groups]
     packs = [[groups[i] for i in pack] for pack in model.pack(lengths)]
     for pack in model.even_out(packs, partial(idle_group, model), videos=not reuse_video):
-        scored = score_groups(model, pack, temperature, reuse_video, bool(entropy_bonus))
-        ref_logps = [None] * len(pack)
-        if beta > 0:
-            with torch.no_grad(), lora.adapters_off(reference.hf):
-                ref_logps = score_groups(reference, pack, temperature, reuse_video)
-        loss = 0.0
-        for group, both, ref in zip(pack, scored, ref_logps):
-            lp, entropies = both if entropy_bonus else (both, None)  # (G, C) each
-            if group.old_logps is None:  # the first update: the policy that sampled is the policy that is scored
-                group.old_logps = lp.detach()
-            part, stats = grpo_loss(lp, group.old_logps, group.advantages, group.mask, ref_logps=ref, beta=beta,
-                                    clip_low=clip_low, clip_high=clip_high, norm=norm, denominator=denominator,
-                                    entropies=entropies, entropy_bonus=entropy_bonus)
-            loss = loss + part
-            if entropy_bonus:
-                sums["entropy_sum"] += float(torch.where(group.mask, entropies.detach(), 0.0).sum())
-            gap = torch.where(group.mask, lp.detach() - group.sampled_logps, 0.0).abs()
-            sums["gap_sum"] += float(gap.sum())
-            most["gap_max"] = max(most["gap_max"], float(gap.max()))
-            for name in ("tokens", "kl_sum", "ratio_sum", "clipped_tokens"):
-                sums[name] += float(stats[name])
-        sums["loss"] += float(loss.detach())
-        loss.backward()
+        with note_if_out_of_memory("scoring", partial(describe_pack, pack)):
+            scored = score_groups(model, pack, temperature, reuse_video, bool(entropy_bonus))
+            ref_logps = [None] * len(pack)
+            if beta > 0:
+                with torch.no_grad(), lora.adapters_off(reference.hf):
+                    ref_logps = score_groups(reference, pack, temperature, reuse_video)
+            loss = 0.0
+            for group, both, ref in zip(pack, scored, ref_logps):
+                lp, entropies = both if entropy_bonus else (both, None)  # (G, C) each
+                if group.old_logps is None:  # the first update: the policy that sampled is the policy that is scored
+                    group.old_logps = lp.detach()
+                part, stats = grpo_loss(lp, group.old_logps, group.advantages, group.mask, ref_logps=ref, beta=beta,
+                                        clip_low=clip_low, clip_high=clip_high, norm=norm, denominator=denominator,
+                                        entropies=entropies, entropy_bonus=entropy_bonus)
+                loss = loss + part
+                if entropy_bonus:
+                    sums["entropy_sum"] += float(torch.where(group.mask, entropies.detach(), 0.0).sum())
+                gap = torch.where(group.mask, lp.detach() - group.sampled_logps, 0.0).abs()
+                sums["gap_sum"] += float(gap.sum())
+                most["gap_max"] = max(most["gap_max"], float(gap.max()))
+                for name in ("tokens", "kl_sum", "ratio_sum", "clipped_tokens"):
+                    sums[name] += float(stats[name])
+            sums["loss"] += float(loss.detach())
+            loss.backward()
     return sums | most
+
+
+def describe_pack(groups: list[Group]) -> str:
+    longest = max(group.tokens.shape[1] for group in groups)
+    return sizes([group.prompt for group in groups], f"{len(groups[0].tokens)} completions each of up to {longest} tokens")
 
 
 def score_groups(model, groups: list[Group], temperature: float, reuse_video: bool,
@@ -386,9 +394,10 @@ def score_groups(model, groups: list[Group], temperature: float, reuse_video: bo
 
     def work() -> list[Tensor]:
         videos = [group.video for group in groups] if reuse_video else encode_videos(model, [g.prompt for g in groups])
-        embeds = [model.embed(group.prompt.ids, video) for group, video in zip(groups, videos)]
-        return model.logprobs_packed(embeds, [g.prompt.positions for g in groups], [g.tokens for g in groups],
-                                     temperature, with_entropy=with_entropy)
+        tokens = [group.tokens for group in groups]
+        embeds, fed = model.embed_groups([group.prompt.ids for group in groups], videos, tokens)
+        return model.logprobs_packed(embeds, [g.prompt.positions for g in groups], tokens, temperature,
+                                     with_entropy=with_entropy, fed=fed)
 
     return model.inside(work)
 

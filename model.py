@@ -26,14 +26,16 @@ among them, N patches = 4 V, D hidden size, H heads, K key/value heads, d head s
 import copy
 import functools
 import shutil
-from collections.abc import Callable
-from contextlib import nullcontext
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -55,16 +57,17 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float) 
     """Attention in which the last query sees every key: query (B, H, S, d), key and value (B, K, S', d), S <= S'.
 
     With fewer queries than keys the causal triangle is anchored at the lower right (the keys in front are a prefix that
-    everybody sees). SDPA's own `is_causal` is anchored at the upper left, hence the explicit mask.
+    everybody sees). SDPA's own `is_causal` is anchored at the upper left, hence `causal_lower_right`. That is a name for a
+    mask, not a mask: flash attention refuses a tensor of ones and zeros. With `enable_gqa` a key head serves several query
+    heads where it lies; repeating it would write the prompt's keys and values again for each head and completion.
     """
     S, S_all = query.shape[2], key.shape[2]
     if flash_attn_func is not None and query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
         out = flash_attn_func(*(x.transpose(1, 2) for x in (query, key, value)), softmax_scale=scaling, causal=True)
         return out.transpose(1, 2)
-    repeats = query.shape[1] // key.shape[1]
-    key, value = (x.repeat_interleave(repeats, dim=1) for x in (key, value))  # (B, K, S', d) -> (B, H, S', d)
-    mask = None if S == S_all else torch.ones(S, S_all, dtype=torch.bool, device=query.device).tril(S_all - S)
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None, scale=scaling)
+    mask = None if S == S_all else causal_lower_right(S, S_all)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None, scale=scaling,
+                                          enable_gqa=True)
 
 
 class PackedAttention:
@@ -76,6 +79,10 @@ class PackedAttention:
 
     def __init__(self, spans: list[tuple[int, int, int]], cache: "GroupCache | None" = None):
         self.spans, self.cache = spans, cache
+
+    def of(self, layer: int) -> Callable:
+        """The attention of one decoder layer."""
+        return functools.partial(self, layer)
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         outputs, sizes = [], [P + G * C for P, G, C in self.spans]
@@ -93,9 +100,6 @@ class PackedAttention:
         return torch.cat(outputs, dim=2)  # (1, H, L, d)
 
 
-FIRST_WIDTH = 64  # own slots looked at to begin with
-
-
 class GroupCache:
     """Sampling: keys and values of Q prompts, each stored once, and of R completions of each question.
 
@@ -104,12 +108,14 @@ class GroupCache:
 
     All of it is allocated once. How many own tokens are in, `t` (1,), is a number on the device: a step writes at t and
     masks what lies behind, so that every step over the same `width` is the same list of operations on the same memory.
+    `first_width` own slots are looked at to begin with.
     """
 
-    def __init__(self, num_layers: int, prompt_lengths: list[int], group_size: int, max_new_tokens: int):
+    def __init__(self, num_layers: int, prompt_lengths: list[int], group_size: int, max_new_tokens: int,
+                 first_width: int = 64):
         self.prompt: list[list] = [[] for _ in range(num_layers)]  # per layer: (keys, values) of each prompt, then stacked
         self.own: list = [None] * num_layers
-        self.lengths, self.R, self.C = prompt_lengths, group_size, max_new_tokens
+        self.lengths, self.R, self.C, self.first_width = prompt_lengths, group_size, max_new_tokens, first_width
 
     def add_prompt(self, layer: int, key: Tensor, value: Tensor) -> None:
         """key, value (K, P, d) of the next question."""
@@ -138,36 +144,62 @@ class GroupCache:
 
     def widen(self, count: int) -> None:
         """Look at enough own slots for `count` tokens: doubled when they are full, so a few widths serve all steps."""
-        self.width = min(self.C, max(FIRST_WIDTH, 1 << (count - 1).bit_length()))
+        self.width = min(self.C, max(self.first_width, 1 << (count - 1).bit_length()))
 
     def begin_step(self) -> None:
         """The mask of this step, the same in all layers: padding of the prompts, and slots behind the one to be filled."""
         future = (self.slots[: self.width] > self.t).expand(len(self.padding), -1)  # (Q, width)
         self.hidden = torch.cat([self.padding, future], dim=1)[:, None, None, None]  # (Q, 1, 1, 1, P + width)
 
-    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        """One new token for each of the Q * R rows: query (Q R, H, 1, d), key and value (Q R, K, 1, d)."""
+    def of(self, layer: int) -> "LayerCache":
+        """What one decoder layer needs in this step."""
         (prompt_k, prompt_v), (own_k, own_v) = self.prompt[layer], self.own[layer]
-        (Q, K, P, d), R = prompt_k.shape, self.R
-        own_k.index_copy_(3, self.t, key.view(Q, R, K, 1, d))
-        own_v.index_copy_(3, self.t, value.view(Q, R, K, 1, d))
         own_k, own_v = own_k[:, :, :, : self.width], own_v[:, :, :, : self.width]
+        return LayerCache(prompt_k, prompt_v, own_k, own_v, self.t, self.hidden)
+
+
+@dataclass
+class LayerCache:
+    """One layer's part of a GroupCache in one decode step. It does not know which layer it belongs to: if it did, a
+    compiled layer would be compiled anew for each of them."""
+
+    prompt_k: Tensor  # (Q, K, P, d)
+    prompt_v: Tensor
+    own_k: Tensor  # (Q, R, K, width, d), a view: what is written to it stays in the GroupCache
+    own_v: Tensor
+    t: Tensor  # (1,)
+    hidden: Tensor  # (Q, 1, 1, 1, P + width): what must not be seen
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        """One new token for each of the Q * R rows: query (Q R, H, 1, d), key and value (Q R, K, 1, d)."""
+        (Q, K, P, d), R = self.prompt_k.shape, self.own_k.shape[1]
+        self.own_k.index_copy_(3, self.t, key.view(Q, R, K, 1, d))
+        self.own_v.index_copy_(3, self.t, value.view(Q, R, K, 1, d))
         q = query.view(Q, R, K, -1, d) * scaling  # H = K * n query heads, n of them to one key head
         n = q.shape[3]
         rows = q.transpose(1, 2).reshape(Q, K, R * n, d)  # all rows of a group ask the same prompt: one matrix product
-        to_prompt = (rows @ prompt_k.transpose(2, 3)).view(Q, K, R, n, P).transpose(1, 2)  # (Q, R, K, n, P)
-        to_own = q @ own_k.transpose(3, 4)  # (Q, R, K, n, width)
+        to_prompt = float32_product(rows, self.prompt_k).view(Q, K, R, n, P).transpose(1, 2)  # (Q, R, K, n, P)
+        to_own = float32_product(q, self.own_k)  # (Q, R, K, n, width)
         scores = torch.cat([to_prompt, to_own], dim=-1).masked_fill_(self.hidden, float("-inf"))
-        weights = scores.float().softmax(-1).to(value.dtype)
-        from_prompt = weights[..., :P].transpose(1, 2).reshape(Q, K, R * n, P) @ prompt_v  # (Q, K, R n, d)
-        out = from_prompt.view(Q, K, R, n, d).transpose(1, 2) + weights[..., P:] @ own_v  # (Q, R, K, n, d)
+        weights = scores.softmax(-1).to(value.dtype)
+        from_prompt = weights[..., :P].transpose(1, 2).reshape(Q, K, R * n, P) @ self.prompt_v  # (Q, K, R n, d)
+        out = from_prompt.view(Q, K, R, n, d).transpose(1, 2) + weights[..., P:] @ self.own_v  # (Q, R, K, n, d)
         return out.reshape(Q * R, K * n, 1, d)
 
 
+def float32_product(query: Tensor, key: Tensor) -> Tensor:
+    """query (..., M, d) times key (..., N, d) transposed -> (..., M, N) in float32. A GPU adds up in float32 and would
+    round to bfloat16 only to store the scores, of which a softmax needs the differences; CPUs have no such product."""
+    if query.is_cuda and query.dtype == torch.bfloat16:
+        q, k = query.flatten(0, -3), key.flatten(0, -3)
+        return torch.bmm(q, k.transpose(1, 2), out_dtype=torch.float32).view(*query.shape[:-1], key.shape[-2])
+    return (query @ key.transpose(-2, -1)).float()
+
+
 def _grouped_attention(module, query, key, value, attention_mask, *, scaling, attend, **unused):
-    """The function the library's decoder layers call: hands their heads to `attend`, one of the two classes above."""
+    """The function the library's decoder layers call: hands their heads to `attend`, what `of` of a class above gave."""
     query, key = query.to(value.dtype), key.to(value.dtype)  # under autocast the rotation has made float32 of them
-    return attend(module.layer_idx, query, key, value, scaling).transpose(1, 2).contiguous(), None  # (B, S, H, d)
+    return attend(query, key, value, scaling).transpose(1, 2).contiguous(), None  # (B, S, H, d)
 
 
 ALL_ATTENTION_FUNCTIONS.register("grouped", _grouped_attention)
@@ -240,20 +272,53 @@ def use_windows(tower) -> None:
         if hasattr(module, "config"):
             module.config = config
 
+
+# --- two of the library's modules, the same numbers in fewer steps -------------------------------------------------------
+
+
+def _patch_embedding(self, patches: Tensor) -> Tensor:
+    """patches (N, 1176) -> (N, D of the tower). The library has a convolution whose kernel is as large as its stride, so
+    each output sees one patch: a matrix product, and cuDNN's three-dimensional convolutions are slow in bfloat16."""
+    weight = self.proj.weight  # (D, 3, 2, 14, 14)
+    return F.linear(patches.to(weight.dtype), weight.flatten(1))
+
+
+def _rms_norm(self, hidden: Tensor) -> Tensor:
+    """hidden (..., D) -> (..., D): one kernel where the library starts six, and this is called 2 or 3 times a layer."""
+    return F.rms_norm(hidden, self.weight.shape, self.weight.to(hidden.dtype), self.variance_epsilon).to(hidden.dtype)
+
+
+def use_own_forwards(hf) -> None:
+    """As bound methods, not lambdas: in a deep copy of the model they belong to the copy."""
+    hf.model.visual.patch_embed.forward = types.MethodType(_patch_embedding, hf.model.visual.patch_embed)
+    for module in hf.modules():
+        if type(module).__name__.endswith("RMSNorm"):
+            module.forward = types.MethodType(_rms_norm, module)
+
+
 # --- sampling one token -----------------------------------------------------------------------------------------------
 
 
-def sample_tokens(logps: Tensor, noise: Tensor) -> Tensor:
+def sample_tokens(logps: Tensor, noise: Tensor, width: int = 512) -> Tensor:
     """Invert the cumulative distribution: logps (..., W) -> tokens (...), noise (...) uniform in [0, 1).
 
     One uniform number a token, drawn beforehand, is all the randomness there is: that makes a sample a function of its seed,
     whatever else is in the batch. float64, because a float32 sum over 150,000 entries is coarser than a rare token.
+
+    In two levels: first the block of `width` entries in which the cumulative sum passes the noise, then the entry in it.
+    A running sum over all of W is one long chain, which a GPU takes long for; sums of blocks are independent.
     """
     where = noise.device  # Apple's GPUs have no float64: there the noise, and with it this function, stays on the CPU
-    cdf = logps.to(where).double().exp().cumsum(-1)  # (..., W)
-    target = noise.unsqueeze(-1) * cdf[..., -1:]  # the sum is 1 up to rounding; scale instead of hoping
-    token = torch.searchsorted(cdf, target, right=True).squeeze(-1)  # first with a cdf above: never one of mass 0
-    return token.to(logps.device)
+    p = F.pad(logps.to(where).double().exp(), (0, -logps.shape[-1] % width)).unflatten(-1, (-1, width))  # (..., blocks, width)
+    above = p.sum(-1).cumsum(-1)  # (..., blocks)
+    target = noise.unsqueeze(-1) * above[..., -1:]  # the sum is 1 up to rounding; scale instead of hoping
+    block = torch.searchsorted(above, target, right=True)  # (..., 1): the first with more: never one of mass 0
+    before = torch.where(block > 0, above.gather(-1, (block - 1).clamp(min=0)), 0.0)
+    cdf = p.take_along_dim(block.unsqueeze(-1), -2).squeeze(-2).cumsum(-1)  # (..., width)
+    # Two ways to add up round differently: a target past the block's end means its last entry of any mass.
+    rest = torch.minimum(target - before, torch.nextafter(cdf[..., -1:], torch.zeros_like(target)))
+    token = block * width + torch.searchsorted(cdf, rest, right=True)
+    return token.squeeze(-1).to(logps.device)
 
 
 @dataclass
@@ -273,6 +338,12 @@ class Running:
     eos: Tensor  # ids that end a completion
 
 
+@functools.cache
+def _graph_stream() -> torch.cuda.Stream:
+    """One for the process: cuBLAS keeps a workspace of 32 MB for every stream that it has seen."""
+    return torch.cuda.Stream()
+
+
 class CudaGraph:
     """A step recorded once and replayed by one launch: started one by one from Python, the small kernels of a token keep
     a GPU waiting many times longer than they keep it busy.
@@ -282,7 +353,7 @@ class CudaGraph:
     """
 
     def __init__(self):
-        self.stream, self.graph = torch.cuda.Stream(), None
+        self.stream, self.graph = _graph_stream(), None
 
     def warm_up(self, step: Callable[[], None]) -> None:
         """An ordinary step, on the stream that will record: libraries set up there what must not be recorded."""
@@ -328,10 +399,42 @@ def _in_one_compute_context(method: Callable) -> Callable:
 
     @functools.wraps(method)
     def wrapped(self, *args, **named):
-        with self._compute():
+        with self._compute(), rounded_weights(self.text.layers, self.autocast if self.compile_decoding else None):
             return method(self, *args, **named)
 
     return wrapped
+
+
+@contextmanager
+def rounded_weights(layers, dtype: torch.dtype | None) -> Iterator[None]:
+    """The matrices of `layers` in `dtype`, for as long as this lasts. A compiled layer knows nothing of autocast's copies:
+    it would read the float32 weights and round them for every token. None: no change."""
+    matrices = [p for module in layers.modules() if isinstance(module, (torch.nn.Linear, lora.LoRALinear))
+                for p in (module.weight, module.bias) if p is not None and dtype]
+    whole = [p.data for p in matrices]
+    for p in matrices:
+        p.data = p.data.to(dtype)
+    try:
+        yield
+    finally:
+        for p, data in zip(matrices, whole):
+            p.data = data
+
+
+# --- one decoder layer ----------------------------------------------------------------------------------------------------
+
+
+def decoder_layer(layer, hidden: Tensor, rope: tuple[Tensor, Tensor], attend: Callable) -> Tensor:
+    """hidden (B, S, D) -> (B, S, D) through one of the library's decoder layers."""
+    out = layer(hidden, attention_mask=None, position_embeddings=rope, attend=attend)
+    return out if isinstance(out, Tensor) else out[0]  # older releases return a tuple
+
+
+@functools.cache
+def compiled_layer(backend: str = "inductor") -> Callable:
+    """`decoder_layer` compiled by torch.compile: neighbouring small operations become one kernel. Weights and caches are its
+    arguments and no layer knows its number, so it is compiled once for all layers, and again when shapes change."""
+    return torch.compile(decoder_layer, backend=backend, dynamic=True)
 
 
 # --- the model --------------------------------------------------------------------------------------------------------
@@ -349,6 +452,7 @@ class VideoLM:
         self.visual, self.text, self.lm_head = hf.model.visual, hf.model.language_model, hf.lm_head
         self.text.config._attn_implementation = "grouped"
         use_windows(self.visual)
+        use_own_forwards(hf)
         config = hf.config
         self.video_token_id = config.video_token_id
         self.tokens_per_second = config.vision_config.tokens_per_second
@@ -359,12 +463,22 @@ class VideoLM:
         self.device = next(hf.parameters()).device
         self.is_banned = torch.zeros(self.lm_head.out_features, dtype=torch.bool, device=self.device)
         self.is_banned[self.banned_ids] = True
-        # bfloat16 arithmetic over float32 weights on a GPU; the same in training and evaluation
-        self.autocast = torch.bfloat16 if self.device.type == "cuda" else None
-        # A GPU reads all weights for a step, however few the rows, and stops when Python asks whether they are done: there
-        # rows leave by halves, and are looked at every eighth step. Elsewhere a row less is time saved at once.
-        self.new_graph, self.look_every, self.retire_below = (
-            (CudaGraph, 8, 0.5) if self.device.type == "cuda" else (lambda: None, 1, 0.75))
+        on_gpu = self.device.type == "cuda"
+        # bfloat16 arithmetic over float32 weights on a GPU; the same in training and evaluation. What stays float32 (softmax,
+        # rotary angles) must not become TF32, so torch.backends.cuda.matmul.allow_tf32 stays off: with 11 significant bits
+        # positions over 2,048 would be rounded.
+        self.autocast = torch.bfloat16 if on_gpu else None
+        if on_gpu:
+            # From torch 2.11 SDPA asks cuDNN first, which builds a plan for every new shape, some 30 ms; here every prompt
+            # and group is a new shape.
+            torch.backends.cuda.enable_cudnn_sdp(False)
+        # A GPU reads all weights for a step, however few the rows, and each new shape is a new recording: there rows leave
+        # when three quarters are done, and are looked at every eighth step, because asking whether they are done means
+        # waiting. Elsewhere a row less is time saved at once.
+        self.new_graph, self.look_every, self.retire_below, self.first_width = (
+            (CudaGraph, 8, 0.25, 256) if on_gpu else (lambda: None, 1, 0.75, 64))
+        self.is_sharded = False  # by `scale.shard`
+        self.compile_decoding = False  # --compile: one compiled decoder layer serves all layers of a decode step
 
     @classmethod
     def load(cls, name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> "VideoLM":
@@ -433,15 +547,35 @@ class VideoLM:
 
     def embed(self, prompt: Tensor, video: Tensor | None) -> Tensor:
         """prompt (P,) token ids, video (V, D) or None -> (1, P, D): the video's rows replace those of its placeholders."""
-        prompt = prompt.to(self.device)
-        embeds = self.text.embed_tokens(prompt)  # (P, D)
+        return self.embed_groups([prompt], [video], [])[0][0]
+
+    def embed_groups(self, prompts: list[Tensor], videos: list[Tensor | None],
+                     tokens: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Prompts (P,) with their videos, and completions (G, C) -> (1, P, D) and (G, C - 1, D) of each.
+
+        The last token of a completion predicts nothing that is needed. All are looked up at once: each look-up has a
+        gradient of the size of the whole matrix, 1.2 GB at 3B.
+        """
+        fed = [t[:, :-1] for t in tokens]
+        ids = [x.flatten().to(self.device) for x in (*prompts, *fed)]
+        rows = self._look_up(torch.cat(ids)).split([len(x) for x in ids])
+        embeds = [self._put_in(video, prompt, row) for video, prompt, row in zip(videos, ids, rows)]
+        return embeds, [row.view(*t.shape, row.shape[-1]) for t, row in zip(fed, rows[len(prompts):])]
+
+    def _put_in(self, video: Tensor | None, prompt: Tensor, row: Tensor) -> Tensor:
+        """video (V, D) into the embedded prompt, row (P, D) -> (1, P, D)."""
         where = prompt == self.video_token_id  # (P,)
         num_rows = 0 if video is None else len(video)
         if int(where.sum()) != num_rows:
             raise ValueError(f"the prompt has {int(where.sum())} video placeholders, the video {num_rows} tokens")
         if video is not None:
-            embeds = embeds.masked_scatter(where[:, None], video.to(embeds.dtype))
-        return embeds.unsqueeze(0)
+            row = row.masked_scatter(where[:, None], video.to(row.dtype))
+        return row.unsqueeze(0)
+
+    def _look_up(self, ids: Tensor) -> Tensor:
+        """ids (...) -> embeddings (..., D) in float32. What is added up from layer to layer takes its type from here: the
+        same in a float32 policy and its bfloat16 reference, or they would differ before the first step."""
+        return self.text.embed_tokens(ids).float()
 
     # --- sampling ---
 
@@ -456,7 +590,8 @@ class VideoLM:
         behind an end token stand pad tokens with log-probability 0. Noise depends on a question's seed alone.
         """
         self.hf.eval()
-        cache = GroupCache(len(self.text.layers), [p.shape[1] for p in positions], group_size, max_new_tokens)
+        cache = GroupCache(len(self.text.layers), [p.shape[1] for p in positions], group_size, max_new_tokens,
+                           self.first_width)
         last = self._prefill(embeds, positions, cache)  # (Q, D): the hidden state that predicts the first token
         run = self._begin(positions, group_size, max_new_tokens, temperature, seeds, cache)
         self._sample(run, last[:, None].expand(-1, group_size, -1))
@@ -494,7 +629,7 @@ class VideoLM:
         for pack in self.pack([e.shape[1] for e in embeds]):
             spans = [(embeds[i].shape[1], 0, 0) for i in pack]
             row = torch.cat([embeds[i] for i in pack], dim=1)  # (1, L, D)
-            hidden = self._layers(row, torch.cat([positions[i] for i in pack], dim=1), PackedAttention(spans, cache))
+            hidden = self._layers(row, torch.cat([positions[i] for i in pack], dim=1), PackedAttention(spans, cache).of)
             ends = torch.tensor([P for P, _, _ in spans], device=self.device).cumsum(0) - 1
             last.append(hidden[0, ends])
         cache.seal()
@@ -505,10 +640,11 @@ class VideoLM:
         on how far the completions are, and nothing waits for the device: that is what lets a CUDA graph record it."""
         Q, R = run.rows.shape
         run.cache.begin_step()
-        embeds = self.text.embed_tokens(run.token.view(Q * R, 1))  # (Q R, 1, D)
+        embeds = self._look_up(run.token.view(Q * R, 1))  # (Q R, 1, D)
         position = (run.position + run.cache.t)[:, None].expand(Q, R)
         position = position.reshape(1, Q * R, 1).expand(3, -1, -1)  # text: the same on all three axes
-        hidden = self._layers(embeds, position, run.cache)
+        run_layer = compiled_layer() if self.compile_decoding else decoder_layer
+        hidden = self._layers(embeds, position, run.cache.of, run_layer)
         run.cache.t += 1
         self._sample(run, hidden.view(Q, R, -1))
 
@@ -548,43 +684,44 @@ class VideoLM:
         return self.logprobs_packed([embeds], [positions], [tokens], temperature, share_prefix)[0]
 
     def logprobs_packed(self, embeds: list[Tensor], positions: list[Tensor], tokens: list[Tensor], temperature: float,
-                        share_prefix: bool = True, with_entropy: bool = False) -> list[Tensor]:
+                        share_prefix: bool = True, with_entropy: bool = False,
+                        fed: list[Tensor] | None = None) -> list[Tensor]:
         """The same for several questions in one pass -> one (G, C) each.
 
         `with_entropy` -> one (2, G, C) each: behind the log-probabilities the entropy, in nats, of the distribution that
         each token was sampled from, differentiable too. It costs further passes over the logits, so only on request.
+        `fed`: the completions' embeddings where `embed_groups` has looked them up already.
         """
+        fed = self.embed_groups([], [], tokens)[1] if fed is None else fed  # (G, C - 1, D) each
         if not share_prefix:
-            return [self._logprobs_repeated(e, p, t, temperature, with_entropy)
-                    for e, p, t in zip(embeds, positions, tokens)]
+            return [self._logprobs_repeated(e, f, p, t, temperature, with_entropy)
+                    for e, f, p, t in zip(embeds, fed, positions, tokens)]
 
         self.hf.train(torch.is_grad_enabled())  # gradient checkpointing of the library's layers looks at this flag
         spans, row, where = [], [], []
-        for e, p, t in zip(embeds, positions, tokens):
-            G, C = t.shape
-            fed = t[:, :-1].to(self.device)  # the last token predicts nothing that is needed
-            row += [e, self.text.embed_tokens(fed).reshape(1, G * (C - 1), e.shape[-1])]
-            own = p.max() + 1 + torch.arange(C - 1, device=p.device)  # (C - 1,): a completion counts on from its prompt
-            where += [p.to(self.device), own.repeat(G).expand(3, -1).to(self.device)]
-            spans.append((e.shape[1], G, C - 1))
-        hidden = self._layers(torch.cat(row, dim=1), torch.cat(where, dim=1), PackedAttention(spans))  # (1, L, D)
+        for e, f, p in zip(embeds, fed, positions):
+            G, own = f.shape[:2]
+            row += [e, f.reshape(1, G * own, e.shape[-1])]
+            after = p.max() + 1 + torch.arange(own, device=p.device)  # (C - 1,): a completion counts on from its prompt
+            where += [p.to(self.device), after.repeat(G).expand(3, -1).to(self.device)]
+            spans.append((e.shape[1], G, own))
+        hidden = self._layers(torch.cat(row, dim=1), torch.cat(where, dim=1), PackedAttention(spans).of)  # (1, L, D)
         out = []
-        for (P, G, fed), h, t in zip(spans, hidden[0].split([P + G * fed for P, G, fed in spans]), tokens):
+        for (P, G, own), h, t in zip(spans, hidden[0].split([P + G * own for P, G, own in spans]), tokens):
             first = h[P - 1].expand(G, 1, -1)  # the prompt's last position predicts the first token of all G
-            states = torch.cat([first, h[P:].view(G, fed, h.shape[-1])], dim=1)  # (G, C, D)
+            states = torch.cat([first, h[P:].view(G, own, h.shape[-1])], dim=1)  # (G, C, D)
             out.append(self._token_logps(states, t.to(self.device), temperature, with_entropy))
         return out
 
-    def _logprobs_repeated(self, embeds: Tensor, positions: Tensor, tokens: Tensor, temperature: float,
+    def _logprobs_repeated(self, embeds: Tensor, fed: Tensor, positions: Tensor, tokens: Tensor, temperature: float,
                            with_entropy: bool = False) -> Tensor:
         """The textbook way, to compare with: G rows of prompt and completion, plain causal attention. -> (G, C)."""
         self.hf.train(torch.is_grad_enabled())
         (G, C), P = tokens.shape, embeds.shape[1]
-        fed = self.text.embed_tokens(tokens[:, :-1].to(self.device))  # (G, C - 1, D)
         own = positions.max() + 1 + torch.arange(C - 1, device=positions.device)
         where = torch.cat([positions, own.expand(3, -1)], dim=1)[:, None].expand(-1, G, -1)  # (3, G, P + C - 1)
         row = torch.cat([embeds.expand(G, -1, -1), fed], dim=1)  # (G, P + C - 1, D)
-        hidden = self._layers(row, where, lambda layer, q, k, v, scaling: causal_attention(q, k, v, scaling))
+        hidden = self._layers(row, where, lambda layer: causal_attention)
         return self._token_logps(hidden[:, P - 1:], tokens.to(self.device), temperature, with_entropy)
 
     def _token_logps(self, states: Tensor, tokens: Tensor, temperature: float, with_entropy: bool = False,
@@ -605,15 +742,16 @@ class VideoLM:
 
     # --- shared by sampling and scoring: the same layers, the same softmax ---
 
-    def _layers(self, hidden: Tensor, positions: Tensor, attend) -> Tensor:
-        """hidden (B, S, D), positions (3, S) or (3, B, S) -> (B, S, D)."""
+    def _layers(self, hidden: Tensor, positions: Tensor, attention_of: Callable[[int], Callable],
+                run_layer: Callable | None = None) -> Tensor:
+        """hidden (B, S, D), positions (3, S) or (3, B, S) -> (B, S, D). `attention_of` a layer's number: its attention."""
+        run_layer = run_layer or decoder_layer
         positions = positions.to(self.device)
         positions = positions if positions.dim() == 3 else positions.unsqueeze(1)
         with self._compute():
             rope = self.text.rotary_emb(hidden, positions)  # cos, sin: (B, S, d)
-            for layer in self.text.layers:
-                out = layer(hidden, attention_mask=None, position_embeddings=rope, attend=attend)
-                hidden = out if isinstance(out, Tensor) else out[0]  # older releases return a tuple
+            for i, layer in enumerate(self.text.layers):
+                hidden = run_layer(layer, hidden, rope, attention_of(i))
             return self.text.norm(hidden)
 
     def _log_softmax(self, hidden: Tensor, temperature: float) -> Tensor:
@@ -629,7 +767,12 @@ class VideoLM:
         return -(distribution.exp() * distribution.masked_fill(self.is_banned, 0.0)).sum(-1)
 
     def _compute(self):
-        return torch.autocast(self.device.type, self.autocast) if self.autocast else nullcontext()
+        """Where bfloat16 is computed in. While sampling, each weight's bfloat16 copy is made once and kept (which torch does
+        for weights that require a gradient: do not freeze a float32 model before `generate`). With gradients nothing is
+        kept: the copies of all weights would be 14 GB at 7B, and each is needed once."""
+        if self.autocast is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.autocast, cache_enabled=not torch.is_grad_enabled())
 
 
 def end_token_ids(hf, tokenizer) -> set[int]:

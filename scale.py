@@ -274,9 +274,6 @@ def shard(world: World, model, *, offload: bool = False) -> None:
     settings = {"mesh": init_device_mesh(world.device.type, (world.size,))}
     if on_gpu:
         settings["mp_policy"] = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
-        if model.text.embed_tokens.weight.dtype == torch.float32:
-            # what is added up from layer to layer is float32 in a replicated model, whose embeddings are: here too
-            model.text.embed_tokens.register_forward_hook(lambda module, inputs, output: output.float())
     if offload:
         settings["offload_policy"] = CPUOffloadPolicy(pin_memory=on_gpu)
     for part in (*model.visual.blocks, *model.text.layers, hf):
@@ -286,6 +283,7 @@ def shard(world: World, model, *, offload: bool = False) -> None:
         part.set_force_sum_reduction_for_comms(True)
     hf.inside = lambda work: [out.clone() for out in work()]  # FSDP hangs its work on what is returned: views lose it
     register_fsdp_forward_method(hf, "inside")
+    model.is_sharded = True
     model.inside, model.even_out = partial(run_inside, hf), partial(even_out, world, model)
     with torch.no_grad(), world.waiting():
         model.inside(list)  # no pass at all; FSDP takes the first module that runs for the root of all
@@ -376,28 +374,33 @@ def training_state(model, optimizer: torch.optim.Optimizer, **numbers: float) ->
     return state | {name: torch.tensor(value, dtype=torch.float64) for name, value in numbers.items()}
 
 
-def save_checkpoint(world: World, folder: Path, state: dict[str, Tensor]) -> None:
+def save_checkpoint(world: World, folder: Path, state: dict[str, Tensor], alone: bool = False) -> None:
     """Write `state`, each rank its part of it, under another name first: what has its final name is complete.
 
-    Called on all ranks. OSError, on all ranks, when one of them cannot write; what was saved before stays.
+    Called on all ranks, or `alone` by one that holds all of it (a replicated model) and can no longer wait for the
+    others. OSError, on all ranks, when one of them cannot write; what was saved before stays.
     """
-    partial_folder = folder.with_name(f"partial-{folder.name}")
-    if world.is_first:
+    partial_folder = folder.with_name(f"partial-{folder.name}" + (f"-rank{world.rank}" if alone else ""))
+    if world.is_first and not alone:
         for left in folder.parent.glob("partial-checkpoint-*"):  # of a run that was killed while it saved
             shutil.rmtree(left)
-    wait_for_all(world)
-    with world.waiting():
+    if not alone:
+        wait_for_all(world)
+    with nullcontext() if alone else world.waiting():
         try:
-            dcp.save(state, checkpoint_id=partial_folder)
+            dcp.save(state, checkpoint_id=partial_folder, no_dist=alone)
         except CheckpointException as error:
             reasons = "; ".join(f"rank {rank}: {failure[0]}" for rank, failure in error.failures.items())
             free = shutil.disk_usage(folder.parent).free / 1e9
             raise OSError(f"{folder} could not be written, with {free:.1f} GB free ({reasons}). Earlier checkpoints "
                           "are whole: make room, then go on with --resume") from error
-    if world.is_first:
+    if alone and (folder / ".metadata").exists():  # another rank was faster
+        shutil.rmtree(partial_folder)
+    elif world.is_first or alone:
         shutil.rmtree(folder, ignore_errors=True)  # of this name, and not complete, or the run had gone on from it
         partial_folder.rename(folder)
-    wait_for_all(world)
+    if not alone:
+        wait_for_all(world)
 
 
 def newest_checkpoint(out: Path) -> Path | None:
@@ -431,7 +434,9 @@ def load_checkpoint(folder: Path, model, optimizer: torch.optim.Optimizer, **num
         parameter, _, average = rest.partition("/")
         if kind == "optimizer":  # make room: loading fills tensors that exist
             p = parameters[parameter]
-            optimizer.state[p][average] = torch.zeros(()) if average == "step" else torch.zeros_like(p)
+            # the fused AdamW counts its steps where the parameter is, the others on the CPU
+            room = torch.zeros((), device=p.device if optimizer.defaults.get("fused") else "cpu")
+            optimizer.state[p][average] = room if average == "step" else torch.zeros_like(p)
     state = training_state(model, optimizer, **numbers)
     dcp.load(state, checkpoint_id=folder)
     return {name: float(state[name]) for name in numbers}

@@ -23,6 +23,7 @@ import shutil
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -34,6 +35,7 @@ import torch
 from tqdm import tqdm
 
 import lora
+import memory
 import scale
 import toy
 from answers import Asking, answer_all, claim, load_prompts, sampling_seed, what_decides, with_style
@@ -132,6 +134,8 @@ class Config:
     wait_minutes: float = flag(60.0, "a process that waits longer for the others ends the run, and says who is where")
     device: str = flag("auto", "auto takes CUDA, then MPS, then the CPU")
     gradient_checkpointing: bool = flag(False, "recompute activations backward: less memory, more time", paper=True)
+    compile: bool = flag(False, "sample with one decoder layer compiled by torch.compile: faster steps, after a minute of "
+                         "compiling (a GPU and its compiler; not with --shard)")
     pack_tokens: int = flag(8192, "questions share a pass through the model up to this many tokens", paper=1)
     num_workers: int = flag(2, "processes that decode videos ahead; 0 decodes in this one", paper=4)
     decode_seconds: float = flag(60.0, "a video that takes longer is given up")
@@ -204,6 +208,8 @@ def find_problem(config: Config) -> str | None:
         return "--eval_every needs --eval_data"
     if config.offload and config.shard == "off":
         return "--offload keeps shards on the CPU; with --shard off there are none"
+    if config.compile and (config.shard == "on" or config.offload):
+        return "--compile compiles layers that are whole: leave it out, or --shard on and --offload"
     if config.wait_minutes <= 0:
         return f"--wait_minutes is {config.wait_minutes}; it must be more than 0"
     sources = (config.model, *config.train_data, *config.eval_data)
@@ -235,6 +241,7 @@ class Run:
 
     def __init__(self, config: Config, world: scale.World, loader: VideoLoader):
         self.config, self.world, self.loader, self.out = config, world, loader, Path(config.out)
+        self.begun: Begun | None = None
         self.checkpoint = scale.newest_checkpoint(self.out) if config.resume else None
         state = self.out / "state.json"
         if (self.out / "config.json").exists() and not (config.resume or config.overwrite):
@@ -296,16 +303,36 @@ class Run:
             with open(self.out / "completions.jsonl", "a", encoding="utf-8") as file:
                 file.writelines(json.dumps(group) + "\n" for group in groups)
 
-    def save(self, phase: str, step: int, model: VideoLM, optimizer: torch.optim.Optimizer, cursor: int) -> None:
+    def save(self, phase: str, step: int, model: VideoLM, optimizer: torch.optim.Optimizer, cursor: int,
+             alone: bool = False) -> None:
         """All that a resumed run needs; a partial one never has a checkpoint's name. Frozen weights are those that the
-        run was started from, so they are not saved again. On all ranks."""
-        name = f"checkpoint-{('sft', 'grpo').index(phase)}-{phase}-{step:06d}"
+        run was started from, so they are not saved again. On all ranks, or by one of them `alone`."""
         self.world.phase(f"{phase} step {step}: save")
         state = scale.training_state(model, optimizer, cursor=cursor, seconds=self.seconds.get(phase, 0.0))
-        scale.save_checkpoint(self.world, self.out / name, state)
+        scale.save_checkpoint(self.world, self.out / checkpoint_name(phase, step), state, alone)
         if self.world.is_first:
             for old in sorted(self.out.glob("checkpoint-*"))[: -self.config.keep_checkpoints]:
                 shutil.rmtree(old)
+
+    def begin_step(self, phase: str, step: int, model: VideoLM, optimizer: torch.optim.AdamW, cursor: int) -> None:
+        """Note what a run that has to end within 0-based `step` can save: the state behind the steps before it."""
+        self.begun = Begun(phase, step, model, optimizer, cursor, number_of_updates(optimizer))
+
+    def save_begun(self) -> str:
+        """Save that state, if it is still there; says in a sentence what --resume goes on from."""
+        begun, newest = self.begun, newest_name(self.out)
+        if begun is None or begun.step == 0:
+            return f"--resume goes on from {newest}" if newest else "nothing had been trained yet"
+        name = checkpoint_name(begun.phase, begun.step)
+        if (self.out / name).exists():
+            return f"the state behind step {begun.step} is saved: --resume goes on from there"
+        if number_of_updates(begun.optimizer) != begun.updates or (self.world.size > 1 and begun.model.is_sharded):
+            # a policy between two updates on the same completions, or one of which this process has a part
+            return f"--resume goes on from {newest}" if newest else "nothing had been saved yet"
+        begun.optimizer.zero_grad(set_to_none=True)
+        self.save(begun.phase, begun.step, begun.model, begun.optimizer, begun.cursor,
+                  alone=self.world.size > 1)
+        return f"the state behind step {begun.step} has been saved: --resume goes on from there"
 
     def restore(self, phase: str, model: VideoLM, optimizer: torch.optim.Optimizer) -> tuple[int, int]:
         """Load the newest checkpoint if it is of this phase: (steps done, position in the data)."""
@@ -314,6 +341,32 @@ class Run:
         numbers = scale.load_checkpoint(self.checkpoint, model, optimizer, cursor=0, seconds=0.0)
         self.seconds[phase] = numbers["seconds"]
         return self.position()[1], int(numbers["cursor"])
+
+
+@dataclass
+class Begun:
+    """A step that has begun, and what stands behind the steps before it."""
+
+    phase: str
+    step: int
+    model: VideoLM
+    optimizer: torch.optim.AdamW
+    cursor: int
+    updates: int  # how often the optimiser had stepped
+
+
+def checkpoint_name(phase: str, step: int) -> str:
+    return f"checkpoint-{('sft', 'grpo').index(phase)}-{phase}-{step:06d}"
+
+
+def newest_name(out: Path) -> str | None:
+    newest = scale.newest_checkpoint(out)
+    return newest and newest.name
+
+
+def number_of_updates(optimizer: torch.optim.AdamW) -> int:
+    """How often AdamW has stepped: as it counts for the first parameter that has had a gradient."""
+    return next((int(state["step"]) for state in optimizer.state.values() if "step" in state), 0)
 
 
 def cut_log(file: Path, position: tuple[str, int] | None) -> None:
@@ -381,7 +434,9 @@ def learning_rate(peak: float, step: int, steps: int, warmup: int, schedule: str
 def make_optimizer(config: Config, model: VideoLM, lr: float) -> torch.optim.AdamW:
     model.visual.requires_grad_(not config.freeze_vision)
     parameters = [p for p in model.hf.parameters() if p.requires_grad]
-    return torch.optim.AdamW(parameters, lr=lr, betas=(0.9, config.adam_beta2), weight_decay=config.weight_decay)
+    # Without `fused` PyTorch updates all parameters of a GPU at once, with temporary copies of 4 bytes a parameter.
+    fused = bool(parameters) and parameters[0].device.type == "cuda"
+    return torch.optim.AdamW(parameters, lr=lr, betas=(0.9, config.adam_beta2), weight_decay=config.weight_decay, fused=fused)
 
 
 def optimizer_step(config: Config, world: scale.World, optimizer: torch.optim.AdamW, lr: float) -> float:
@@ -396,7 +451,8 @@ def optimizer_step(config: Config, world: scale.World, optimizer: torch.optim.Ad
         norm = scale.clip_gradients(world, parameters, config.max_grad_norm)
     optimizer.param_groups[0]["lr"] = lr
     if math.isfinite(norm) and norm > 0:
-        optimizer.step()
+        with memory.note_if_out_of_memory("the optimiser's step"):
+            optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norm
 
@@ -439,7 +495,11 @@ def load_model(config: Config, world: scale.World, name: str, dtype: torch.dtype
     if config.lora_rank:
         lora.add_adapters(model.hf, config.lora_rank, config.lora_alpha, config.lora_targets, config.seed)
     elif scale.worth_sharding(config.shard, config.offload, world, sum(p.numel() for p in model.hf.parameters())):
+        if config.compile:
+            raise ValueError("--compile compiles layers that are whole, and this model is sharded (--shard auto): leave out "
+                             "--compile, or take --shard off")
         scale.shard(world, model, offload=config.offload)
+    model.compile_decoding = config.compile
     return model
 
 
@@ -472,8 +532,9 @@ def warm_start(run: Run, model: VideoLM, samples: list[dict]) -> None:
     bar = tqdm(total=steps, initial=first, desc="SFT", unit="step", disable=not world.is_first)
     for step in range(first, steps):
         world.phase(f"sft step {step + 1}")
-        line = sft_gradients(run, model, stream, Clock(world, f"sft step {step + 1}"))
         lr = learning_rate(config.sft_lr, step, steps, config.warmup_steps, "linear")
+        run.begin_step("sft", step, model, optimizer, stream.cursor)
+        line = sft_gradients(run, model, stream, Clock(world, f"sft step {step + 1}"))
         norm = optimizer_step(config, world, optimizer, lr)
         if step == 0 and line["tokens"] == 0:
             raise SystemExit(NOTHING_READABLE)
@@ -512,7 +573,8 @@ def sft_gradients(run: Run, model: VideoLM, stream: "Stream", clock: Clock) -> d
     examples = [Example(prompt, target) for prompt, target in zip(prompts, targets)]
     packs = [[examples[i] for i in pack] for pack in model.pack([len(e.prompt.ids) + e.target.numel() for e in examples])]
     for pack in model.even_out(packs, partial(idle_example, model)):
-        with world.waiting():
+        described = partial(memory.sizes, [e.prompt for e in pack], f"targets of up to {max(e.target.numel() for e in pack)} tokens")
+        with world.waiting(), memory.note_if_out_of_memory("scoring", described):
             logps = model.inside(partial(score_targets, model, pack))
             part = -sum(e.weight * lp.sum() for e, lp in zip(pack, logps)) / tokens
             part.backward()
@@ -536,8 +598,9 @@ def idle_example(model: VideoLM, prompt: Prompt) -> Example:
 def score_targets(model: VideoLM, examples: list[Example]) -> list[torch.Tensor]:
     """(1, C) log-probabilities of each target. Temperature 1: imitation is likelihood, whatever is sampled at later."""
     prompts = [example.prompt for example in examples]
-    embeds = [model.embed(p.ids, video) for p, video in zip(prompts, encode_videos(model, prompts))]
-    return model.logprobs_packed(embeds, [p.positions for p in prompts], [e.target for e in examples], 1.0)
+    targets = [example.target for example in examples]
+    embeds, fed = model.embed_groups([p.ids for p in prompts], encode_videos(model, prompts), targets)
+    return model.logprobs_packed(embeds, [p.positions for p in prompts], targets, 1.0, fed=fed)
 
 
 def encode_target(model: VideoLM, text: str) -> torch.Tensor:
@@ -600,6 +663,7 @@ def train_grpo(run: Run, model: VideoLM, reference: VideoLM | None, samples: lis
     nowhere = 0
     for step in range(first, steps):
         clock = Clock(world, f"grpo step {step + 1}")
+        run.begin_step("grpo", step, model, optimizer, stream.cursor)
         # 1. Ask: sample a group of completions for each question, score them, compare siblings.
         groups, replaced, counts = collect_groups(run, model, stream, step, clock)
         if step == 0 and counts["groups"] == 0:
@@ -1009,10 +1073,21 @@ def carry_out(config: Config, world: scale.World) -> None:
         if config.dry_run:
             dry_run(run, initial, train, held_out)
             return
-        run_stages(run, initial, train, held_out)
+        try:
+            run_stages(run, initial, train, held_out)
+        except torch.OutOfMemoryError as error:
+            raise SystemExit(end_out_of_memory(run, error)) from None
     run.seconds["total"] = round(run.seconds.get("total", 0.0) + time.time() - began, 2)
     if world.is_first:
         finish(run, held_out)
+
+
+def end_out_of_memory(run: Run, error: torch.OutOfMemoryError) -> str:
+    """Save what there is, and say what happened."""
+    where = f" in {run.begun.phase} step {run.begun.step + 1}" if run.begun else ""
+    text = memory.message(error, run.world.device, where)
+    traceback.clear_frames(error.__traceback__)  # they hold the activations, and saving needs room too
+    return text + "\n" + run.save_begun()
 
 
 def finish(run: Run, held_out: list[dict]) -> None:

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 import grpo
+import memory
+import model as grpo_model
 from grpo import completion_mask, group_advantages, grpo_loss, kl_penalty, live_groups
 
 PLAIN = dict(beta=0.0, clip_low=0.2, clip_high=0.2)
@@ -550,3 +552,69 @@ def test_gradient_descent_on_the_loss_finds_the_rewarded_token():
             loss.backward()
             optimiser.step()
     assert logits.softmax(0)[3] > 0.9
+
+
+# ---- through a model -------------------------------------------------------------------------------------------------
+
+
+def make_groups(model, prompts, **settings):
+    model.eos_ids = [-1]
+    settings = {"group_size": 3, "max_new_tokens": 6, "temperature": 1.0} | settings
+    groups = grpo.rollout(model, prompts, seeds=list(range(len(prompts))), **settings)
+    for group in groups:
+        group.advantages = torch.linspace(-1, 1, len(group.texts))
+    return groups
+
+
+LOSS = dict(temperature=1.0, beta=0.04, clip_low=0.2, clip_high=0.2, norm="sequence", denominator=9, reuse_video=False)
+
+
+def test_a_bfloat16_reference_is_the_policy_before_the_first_step(model, model_folder, prompts):
+    """A float32 policy adds up float32 from layer to layer, a bfloat16 reference bfloat16 unless it is told: a KL of
+    4.6e-3 to itself, paid for from the first step on. Under CPU autocast, the arithmetic of a GPU."""
+    with torch.no_grad():
+        for p in model.hf.parameters():
+            p.copy_(p.bfloat16())  # a published checkpoint holds such weights
+    model.hf.save_pretrained(model_folder / "rounded")
+    model.tokenizer.save_pretrained(model_folder / "rounded")
+    reference = grpo_model.VideoLM.load(str(model_folder / "rounded"), dtype=torch.bfloat16)
+    reference.hf.requires_grad_(False)
+    model.autocast = reference.autocast = torch.bfloat16
+    groups = make_groups(model, prompts)
+    ours = grpo.score_groups(model, groups, 1.0, reuse_video=False)
+    theirs = grpo.score_groups(reference, groups, 1.0, reuse_video=False)
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs))
+    sums = grpo.accumulate_gradients(model, reference, groups, **LOSS)
+    assert sums["kl_sum"] == 0.0 and sums["tokens"] == 54
+
+
+def test_a_pack_looks_its_tokens_up_once(model, prompts):
+    """Each look-up leaves a dense gradient of the size of the embedding matrix: two a group were 1.2 GB each at 3B."""
+    groups = make_groups(model, prompts)
+    calls = []
+    hook = model.text.embed_tokens.register_forward_hook(lambda module, inputs, output: calls.append(inputs[0].numel()))
+    grpo.accumulate_gradients(model, None, groups, **{**LOSS, "beta": 0.0})
+    hook.remove()
+    assert calls == [sum(len(group.prompt.ids) + 3 * 5 for group in groups)]
+
+
+def test_out_of_memory_names_the_samples_and_their_lengths(model, prompts, monkeypatch):
+    """"Tried to allocate 2.3 GiB" does not say which of eight questions was too long, nor what to do about it."""
+    groups = make_groups(model, prompts)
+
+    def too_much(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.30 GiB")
+
+    monkeypatch.setattr(model, "logprobs_packed", too_much)
+    with pytest.raises(torch.OutOfMemoryError) as caught:
+        grpo.accumulate_gradients(model, None, groups, **{**LOSS, "beta": 0.0})
+    text = memory.message(caught.value, torch.device("cpu"), " in grpo step 7")
+    longest = max(prompts, key=lambda prompt: len(prompt.ids))
+    assert text.startswith("out of memory in grpo step 7, in scoring " + longest.sample["id"])
+    assert f"prompt of {len(longest.ids)} tokens" in text and "3 completions each of up to 6 tokens" in text
+    assert "--pack_tokens 1" in text and "--gradient_checkpointing" in text and "2.30 GiB" in text
+    monkeypatch.setattr(model, "generate", too_much)
+    with pytest.raises(torch.OutOfMemoryError) as caught:
+        make_groups(model, prompts)
+    text = memory.message(caught.value, torch.device("cpu"))
+    assert "in sampling " + longest.sample["id"] in text and "--group_size" in text

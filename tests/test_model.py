@@ -1,15 +1,18 @@
 """The policy gives the numbers of the unmodified library, whatever is shared, packed, cached or dropped on the way."""
 
+import copy
 import filecmp
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForImageTextToText, AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
 import model as model_file
 from grpo import encode_videos
-from model import WINDOWED, VideoLM, WindowAttention, sample_tokens, use_windows
+from model import WINDOWED, VideoLM, WindowAttention, causal_attention, sample_tokens, use_windows
 
 
 def embeds_of(model, prompts):
@@ -374,7 +377,7 @@ class Tape(TorchDispatchMode):
 def test_a_recorded_step_gives_the_tokens_of_one_that_python_runs(model, prompts, monkeypatch, temperature, eos_ids):
     """A graph repeats operations on addresses: a position, slot, mask or column kept as a Python number would be the
     recorded one for ever, and a tensor made anew in each step would never be seen."""
-    monkeypatch.setattr("model.FIRST_WIDTH", 4)  # it grows often, with no row leaving where none ever ends
+    model.first_width = 4  # it grows often, with no row leaving where none ever ends
     settings = {"group_size": 4, "max_new_tokens": 30, "temperature": temperature}
     model.eos_ids = list(eos_ids)
     expected = sample(model, prompts, **settings)
@@ -393,7 +396,7 @@ def test_how_many_slots_are_looked_at_changes_nothing(model, prompts, monkeypatc
     """Slots are added as they fill up; one step too late, and a token does not see itself."""
     model.eos_ids = [-1]
     expected = sample(model, prompts, max_new_tokens=19)
-    monkeypatch.setattr("model.FIRST_WIDTH", 1)
+    model.first_width = 1
     for (tokens, logps), (as_expected, at_once) in zip(sample(model, prompts, max_new_tokens=19), expected):
         assert torch.equal(tokens, as_expected)
         torch.testing.assert_close(logps, at_once, atol=1e-5, rtol=0)
@@ -447,6 +450,157 @@ def test_inverting_the_cumulative_distribution_draws_the_distribution():
     assert sample_tokens(p.log()[None], torch.zeros(1, dtype=torch.float64)).item() == 1
     almost_one = torch.tensor([1 - 2**-53], dtype=torch.float64)
     assert sample_tokens(p.log()[None], almost_one).item() == 4
+
+
+def test_two_levels_of_sums_draw_the_tokens_of_one():
+    """Blocks are added up in another order than one running sum: a border that is off by one entry or one block, or a
+    vocabulary that is no multiple of the block, shifts every token behind it."""
+    generator = torch.Generator().manual_seed(0)
+    for vocabulary in (5, 511, 512, 513, 2000):
+        p = torch.rand(400, vocabulary, generator=generator) ** 8
+        p[:, torch.randperm(vocabulary, generator=generator)[: vocabulary // 3]] = 0.0
+        logps, noise = p.log().log_softmax(-1), torch.rand(400, generator=generator, dtype=torch.float64)
+        cdf = logps.double().exp().cumsum(-1)
+        expected = torch.searchsorted(cdf, noise[:, None] * cdf[:, -1:], right=True).squeeze(-1)
+        assert torch.equal(sample_tokens(logps, noise), expected)
+    almost_one = torch.full((400,), 1 - 2**-53, dtype=torch.float64)
+    drawn = sample_tokens(logps, almost_one)
+    assert (p.gather(-1, drawn[:, None]) > 0).all()  # not the padding behind the last token, and none of mass 0
+
+
+# --- the compiled layer -----------------------------------------------------------------------------------------------
+
+
+def test_one_compiled_layer_serves_all_layers_and_gives_their_tokens(model, prompts, monkeypatch):
+    """A number of the layer in what is compiled, or a weight taken for a constant, and each layer is compiled for itself:
+    minutes at 36 layers, and past a limit of the library nothing is compiled at all."""
+    model.eos_ids, model.first_width = [-1], 16
+    expected = [sample(model, prompts[:n], group_size=4, max_new_tokens=40) for n in (2, 3)]
+    torch._dynamo.reset()
+    counters.clear()
+    monkeypatch.setattr(model_file, "compiled_layer", lambda compiled=model_file.compiled_layer("eager"): compiled)
+    model.compile_decoding = True
+    for n, outputs in zip((2, 3), expected):
+        for (tokens, logps), (as_expected, by_python) in zip(sample(model, prompts[:n], group_size=4, max_new_tokens=40),
+                                                             outputs):
+            assert torch.equal(tokens, as_expected) and torch.equal(logps, by_python)
+        if n == 2:  # a first width of its own, and all others
+            assert len(model.text.layers) > counters["stats"]["unique_graphs"] - 1 and not counters["graph_break"]
+    assert counters["stats"]["unique_graphs"] <= 4  # of another number of questions too
+    torch._dynamo.reset()
+
+
+@pytest.mark.slow
+def test_what_the_compiler_makes_of_the_layer_samples_the_same_tokens(model, prompts):
+    """The compiler adds up in another order, and must do no more than that."""
+    model.eos_ids = [-1]
+    expected = sample(model, prompts, group_size=4, max_new_tokens=12)
+    model.compile_decoding = True
+    for (tokens, logps), (as_expected, by_python) in zip(sample(model, prompts, group_size=4, max_new_tokens=12), expected):
+        assert torch.equal(tokens, as_expected)
+        torch.testing.assert_close(logps, by_python, atol=1e-4, rtol=0)
+
+
+def test_weights_are_rounded_for_the_compiled_layer_and_whole_behind_it(model, prompts, monkeypatch):
+    """Left rounded, the weights that are trained would have lost what makes a small learning rate count."""
+    model.autocast, model.compile_decoding = torch.bfloat16, True
+    before = {name: p.detach().clone() for name, p in model.hf.named_parameters()}
+    types = set()
+
+    def layer(module, hidden, rope, attend):
+        types.add((module.self_attn.q_proj.weight.dtype, module.input_layernorm.weight.dtype))
+        return model_file.decoder_layer(module, hidden, rope, attend)
+
+    monkeypatch.setattr(model_file, "compiled_layer", lambda: layer)
+    compiled = sample(model, prompts)
+    assert types == {(torch.bfloat16, torch.float32)}
+    assert all(p.dtype == torch.float32 and torch.equal(p, before[name]) for name, p in model.hf.named_parameters())
+    model.compile_decoding = False
+    for (tokens, _), (as_expected, _) in zip(compiled, sample(model, prompts)):
+        assert torch.equal(tokens, as_expected)  # autocast rounds the same weights
+
+
+# --- what is done in another way than the library does it -------------------------------------------------------------
+
+
+def test_the_patch_embedding_is_the_librarys_convolution(model, model_folder):
+    """One axis of the kernel in another order and every patch is read wrongly, with all shapes right."""
+    library = Qwen2_5_VLForConditionalGeneration.from_pretrained(model_folder).model.visual.patch_embed
+    patches = torch.randn(20, 1176, generator=torch.Generator().manual_seed(0))
+    ours, theirs = model.visual.patch_embed(patches), library(patches)
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    weight = torch.randn_like(ours)
+    (ours * weight).sum().backward()
+    (theirs * weight).sum().backward()
+    torch.testing.assert_close(model.visual.patch_embed.proj.weight.grad, library.proj.weight.grad, atol=1e-4, rtol=1e-4)
+
+
+def test_a_deep_copy_of_the_model_embeds_with_its_own_weights(model):
+    """A forward that is a closure goes on using the model it was made for: a reference that moves with the policy."""
+    copied = copy.deepcopy(model.hf)
+    with torch.no_grad():
+        for p in copied.parameters():
+            p.zero_()
+    patches = torch.randn(4, 1176)
+    assert copied.model.visual.patch_embed(patches).abs().max() == 0 < model.visual.patch_embed(patches).abs().max()
+    hidden = torch.randn(2, model.text.config.hidden_size)
+    assert copied.model.language_model.norm(hidden).abs().max() == 0 < model.text.norm(hidden).abs().max()
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
+def test_the_norms_are_the_librarys(model, model_folder, dtype, tolerance):
+    """Another epsilon, or a weight that is not used, hardly shows in a tiny model and ruins a large one."""
+    library = Qwen2_5_VLForConditionalGeneration.from_pretrained(model_folder).model
+    hidden = 1e-3 * torch.randn(5, model.text.config.hidden_size, generator=torch.Generator().manual_seed(0)).to(dtype)
+    for ours, theirs in ((model.text.norm, library.language_model.norm),
+                         (model.text.layers[0].input_layernorm, library.language_model.layers[0].input_layernorm)):
+        with torch.no_grad():
+            for norm in (ours, theirs):
+                norm.weight.copy_(torch.linspace(0.5, 2, len(norm.weight)))
+        got, expected = ours(hidden), theirs(hidden)
+        torch.testing.assert_close(got.float(), expected.float(), atol=tolerance, rtol=tolerance)
+        assert got.dtype == dtype
+
+
+def test_attention_behind_a_prefix_is_that_of_an_explicit_mask():
+    """SDPA's `is_causal` is anchored at the upper left: with fewer queries than keys each token would see the prompt's
+    first tokens only. Values and gradients in float64, two query heads to a key head."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(3, heads, length, 8, dtype=torch.float64, generator=generator).requires_grad_()
+               for heads, length in ((4, 5), (2, 12), (2, 12)))
+    mask = torch.ones(5, 12, dtype=torch.bool).tril(7)
+    repeated = [x.repeat_interleave(2, dim=1) for x in (k, v)]
+    scores = (q @ repeated[0].transpose(2, 3) * 0.3).masked_fill(~mask, float("-inf"))
+    by_hand = scores.softmax(-1) @ repeated[1]
+    ours = causal_attention(q, k, v, 0.3)
+    torch.testing.assert_close(ours, by_hand, atol=1e-14, rtol=0)
+    weight = torch.randn(ours.shape, dtype=torch.float64, generator=generator)
+    for a, b in zip(torch.autograd.grad((ours * weight).sum(), (q, k, v)),
+                    torch.autograd.grad((by_hand * weight).sum(), (q, k, v))):
+        torch.testing.assert_close(a, b, atol=1e-13, rtol=0)
+
+
+def test_bfloat16_copies_are_kept_while_sampling_and_not_while_learning(model, prompts):
+    """Kept while learning they are as large as the model once more, 14 GB at 7B; not kept while sampling, each weight is
+    rounded again for every token."""
+    model.autocast = torch.bfloat16
+    kept = []
+    hook = model.text.layers[0].register_forward_hook(lambda *_: kept.append(torch.is_autocast_cache_enabled()))
+    sample(model, prompts, max_new_tokens=4)
+    assert len(kept) > 1 and all(kept)
+    kept.clear()
+    tokens = [completions() for _ in prompts]
+    model.logprobs_packed(embeds_of(model, prompts), positions_of(prompts), tokens, 1.0)
+    assert kept == [False]
+    hook.remove()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_cudnn_is_not_asked_for_attention(model_folder):
+    """It builds a plan for each new shape, and every prompt has a new one."""
+    VideoLM.load(str(model_folder), "cuda")
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
 
 
 # --- files ------------------------------------------------------------------------------------------------------------

@@ -214,6 +214,27 @@ def test_a_checkpoint_of_one_process_is_read_by_two_shards(alone, sharded):
     assert distance(weights, alone[0]["frozen vision"][1]) == 0
 
 
+def test_the_fused_optimiser_goes_on_from_a_checkpoint(model_folder, tmp_path):
+    """It counts its steps on the parameter's device; a count restored to the CPU would end the run on a GPU. Here the
+    same code on the CPU: the next step must be that of a run that was never interrupted."""
+    models = [VideoLM.load(str(model_folder)) for _ in range(2)]
+    optimizers = [torch.optim.AdamW(model.hf.parameters(), lr=1e-3, fused=True) for model in models]
+
+    def step(i, number):
+        generator = torch.Generator().manual_seed(number)
+        for p in models[i].hf.parameters():
+            p.grad = torch.randn(p.shape, generator=generator)
+        optimizers[i].step()
+
+    step(0, 1)
+    scale.save_checkpoint(ALONE, tmp_path / "checkpoint-1-grpo-000001", scale.training_state(models[0], optimizers[0]))
+    scale.load_checkpoint(tmp_path / "checkpoint-1-grpo-000001", models[1], optimizers[1])
+    for i in range(2):
+        step(i, 2)
+    for a, b in zip(models[0].hf.parameters(), models[1].hf.parameters()):
+        assert torch.equal(a, b) and optimizers[1].state[b]["step"].device == b.device
+
+
 def test_a_full_disk_of_one_rank_is_told_to_all_and_costs_nothing(sharded):
     """A rank that fails alone leaves the others waiting; a checkpoint that lacks its part must not be the newest."""
     told, newest = sharded[1]["told"], sharded[1]["newest"]

@@ -216,6 +216,43 @@ def test_a_killed_run_resumes_bit_for_bit(started):
     assert {k: v for k, v in first.items() if k != "seconds"} == {k: v for k, v in second.items() if k != "seconds"}
 
 
+@pytest.mark.parametrize("fails_in", ["sampling", "scoring", "the optimiser's step"])
+def test_running_out_of_memory_costs_no_finished_step(started, monkeypatch, fails_in):
+    """Hours of training between two checkpoints, gone with the longest prompt of the data: what the steps before it have
+    learned is saved, and the run that goes on from there is the run that never failed."""
+    monkeypatch.chdir(started)
+    arguments = ["--model", "start", "--train_data", "toy/train.jsonl", *SMALL[4:], "--tasks", "grounding", "qa",
+                 "--min_pixels", "3136", "--lr", "4e-4", "--sft_steps", "0", "--select_k", "0", "--steps", "4",
+                 "--save_every", "100", "--num_workers", "0", "--device", "cpu", "--pack_tokens", "8192"]
+    train.main([*arguments, "--out", "unbroken"])
+
+    def too_much_in(call, nth):
+        calls = []
+
+        def counted(*args, **named):
+            calls.append(call)
+            if len(calls) == nth:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return call(*args, **named)
+        return counted
+
+    target, name = {"sampling": (VideoLM, "generate"), "scoring": (VideoLM, "logprobs_packed"),
+                    "the optimiser's step": (torch.optim.AdamW, "step")}[fails_in]
+    with monkeypatch.context() as patched:
+        patched.setattr(target, name, too_much_in(getattr(target, name), {"scoring": 5}.get(fails_in, 3)))
+        with pytest.raises(SystemExit) as caught:
+            train.main([*arguments, "--out", "broken"])
+    text = str(caught.value)
+    assert "out of memory in grpo step 3, in " + fails_in in text and "--resume" in text
+    assert (started / "broken" / "checkpoint-1-grpo-000002").exists()
+    train.main([*arguments, "--out", "broken", "--resume"])
+    for file in ("metrics.jsonl", "completions.jsonl"):
+        a, b = (without_seconds(lines(started / name / file)) for name in ("unbroken", "broken"))
+        assert a == b
+    a, b = (VideoLM.load(str(started / name / "final")).hf.state_dict() for name in ("unbroken", "broken"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
 def test_a_resumed_run_keeps_its_settings_and_refuses_others(whole_run, monkeypatch, capsys):
     """`--resume` without the other flags must not train a real run on with the toy's values, nor another seed's order."""
     monkeypatch.chdir(whole_run.parent)
