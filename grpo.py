@@ -31,8 +31,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import lora
 import rewards
+from lib import lora
 
 # A spread of rewards below this is rounding, not a preference. The same number damps the division: without it, seven
 # equal rewards and one that is 1e-9 higher would shout as loudly as seven zeros and a one.

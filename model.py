@@ -39,7 +39,7 @@ from transformers import AutoConfig, AutoTokenizer, Qwen2_5_VLForConditionalGene
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import cached_file, logging
 
-import lora
+from lib import lora
 
 try:  # only where a CUDA compiler could build it
     from flash_attn import flash_attn_func, flash_attn_varlen_func
