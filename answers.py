@@ -25,9 +25,9 @@ import torch
 from tqdm import tqdm
 
 import rewards
-import scale
 from data import Clip, Prompt, PromptTooLong, VideoError, VideoSettings, prepare, prompt_wants_thought
 from grpo import completion_mask, encode_videos, rollout
+from lib import distributed as scale
 
 # ---- the answers of a model -----------------------------------------------------------------------------------------
 

@@ -7,21 +7,19 @@ Read from top to bottom; the order is the one in which a sample travels:
     ids, grid    --mrope_positions-->  positions (3, P)                    (prepare: all of it for one sample)
 
 Nothing here knows a model, a reward or a gradient. Letters: P prompt tokens, V video tokens among them, T frames,
-N = 4V patches. `loader.py` runs `read_video` in worker processes, `selection.py` picks what is worth training on.
+N = 4V patches. `lib/loader.py` runs `read_video` in worker processes, `lib/selection.py` picks what is worth training on.
 
 Left out on purpose: the library's own video processor. Frame choice, resize, patch order and positions are a page of
 code, they are what a video model sees, and their library versions differ from release to release without a word.
 """
 
-import argparse
 import json
 import math
 import random
 import re
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -180,6 +178,18 @@ def find_problem(sample: object) -> str | None:
     if sample.get("end", math.inf) <= sample.get("start", 0):
         return f"field 'end' is {sample['end']}; it must lie behind 'start' ({sample.get('start', 0)})"
     return None
+
+
+def write_jsonl(file: Path, samples: list[dict], source: Path | None = None) -> None:
+    """One sample a line, UTF-8. `source`: the file they come from. Where `file` lies elsewhere, videos that lie beside
+    `source` get their absolute path, so that they are found from there too."""
+    moved = source is not None and file.parent.resolve() != source.parent.resolve()
+    # Half a surrogate pair is no UTF-8, but JSON may hold it as \ud83d, which is just how backslashreplace writes it.
+    with open(file, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as lines:
+        for sample in samples:
+            if moved and "video" in sample and (video := source.parent.resolve() / sample["video"]).exists():
+                sample = {**sample, "video": str(video)}
+            lines.write(json.dumps(sample, ensure_ascii=False) + "\n")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -735,112 +745,7 @@ def check_prompt_length(sample: dict, ids: torch.Tensor, clip: Clip | None, limi
     raise PromptTooLong(message)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# 6. The command line
-
-
-def write_jsonl(file: Path, samples: list[dict], source: Path | None = None) -> None:
-    """One sample a line, UTF-8. `source`: the file they come from. Where `file` lies elsewhere, videos that lie beside
-    `source` get their absolute path, so that they are found from there too."""
-    moved = source is not None and file.parent.resolve() != source.parent.resolve()
-    # Half a surrogate pair is no UTF-8, but JSON may hold it as \ud83d, which is just how backslashreplace writes it.
-    with open(file, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as lines:
-        for sample in samples:
-            if moved and "video" in sample and (video := source.parent.resolve() / sample["video"]).exists():
-                sample = {**sample, "video": str(video)}
-            lines.write(json.dumps(sample, ensure_ascii=False) + "\n")
-
-
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    from annotations import FORMATS  # here, because it imports this file
-
-    parser = argparse.ArgumentParser(prog="data.py", description="Samples: make, convert, check and select them.")
-    commands = parser.add_subparsers(dest="command", required=True)
-
-    def command(name: str, text: str) -> argparse.ArgumentParser:
-        return commands.add_parser(name, help=text, description=text)
-
-    toy = command("toy", "write synthetic videos (.mp4) with train.jsonl and eval.jsonl")
-    toy.add_argument("--out", type=Path, required=True, help="folder to write")
-    toy.add_argument("--train", type=int, default=200, help="clips to train on (%(default)s)")
-    toy.add_argument("--eval", type=int, default=50, help="clips to evaluate on (%(default)s)")
-    toy.add_argument("--seed", type=int, default=0, help="of everything random in them (%(default)s)")
-
-    convert = command("convert", "turn a published annotation format into samples")
-    convert.add_argument("name", metavar="NAME", help=f"the format: {', '.join(FORMATS)}")
-    convert.add_argument("--src", type=Path, required=True, help="its annotation file or folder")
-    convert.add_argument("--out", type=Path, required=True, help="jsonl file to write")
-    convert.add_argument("--split", help="one of the format's splits (its first)")
-
-    check = command("check", "decode every video as training would; exit status 0 only if all are good")
-    check.add_argument("data", metavar="DATA", help="FILE[@VIDEO_ROOT][:N] or FILE[@VIDEO_ROOT][:P%%]")
-    check.add_argument("--video_root", help="folder of the videos (the folder of DATA)")
-    check.add_argument("--out", type=Path, help="folder for good.jsonl and bad.jsonl (the folder of DATA)")
-    check.add_argument("--num_workers", type=int, default=4,
-                       help="processes that decode (%(default)s); 0: this one, without a deadline")
-    check.add_argument("--deadline", type=float, default=60.0, help="seconds for one video (%(default)s)")
-    for field in fields(VideoSettings):
-        check.add_argument(f"--{field.name}", type=field.type, default=field.default,
-                           help="as in train.py (%(default)s)")
-
-    add_select_arguments(command("select", "keep the samples whose K completions differ (variance-aware selection)"))
-
-    command("worker", "decode videos for another process (loader.py starts it)")
-    return parser.parse_args(arguments)
-
-
-def add_select_arguments(select: argparse.ArgumentParser) -> None:
-    select.add_argument("answers", metavar="ANSWERS", type=Path,
-                        help="predictions.jsonl of eval.py --num_samples K, or completions.jsonl of a training run: "
-                             "then each sample's latest group counts, and nothing is asked again")
-    select.add_argument("--data", required=True, help="the samples that were asked: FILE, or the same part FILE:N")
-    select.add_argument("--out", type=Path, required=True, help="jsonl file to write; the report goes beside it")
-    for name, meaning in (("std", "spread"), ("mean", "mean")):  # absent flags stay out of the namespace
-        either = select.add_mutually_exclusive_group()
-        either.add_argument(f"--min_{name}", type=float, default=argparse.SUPPRESS,
-                            help=f"continuous tasks: least {meaning} of the task scores (0.1)")
-        either.add_argument(f"--{name}_quantile", type=float, default=argparse.SUPPRESS,
-                            help=f"the {meaning} at this quantile of the task's samples instead")
-    select.add_argument("--control", choices=["random", "easiest", "hardest"],
-                        help="as many samples of each task, but by chance, or those of the highest or lowest mean")
-    select.add_argument("--seed", type=int, default=0, help="of what a control draws (%(default)s)")
-    select.add_argument("--since", type=int, metavar="STEP", help="training run: ignore the steps before this one (0)")
-    select.add_argument("--unseen", choices=["drop", "keep"],
-                        help="training run: what becomes of samples that it never reached (drop)")
-
-
-def run_command(args: argparse.Namespace) -> int:
-    """The exit status. Imports are here because they import this file, or are slow, or both."""
-    if args.command == "worker":
-        import loader
-        loader.serve()
-    elif args.command == "toy":
-        import toy
-        toy.write_dataset(args.out, args.train, args.eval, args.seed)
-    elif args.command == "convert":
-        import annotations
-        annotations.convert(args.name, args.src, args.out, args.split)
-    elif args.command == "check":
-        import check
-        settings = VideoSettings(**{field.name: getattr(args, field.name) for field in fields(VideoSettings)})
-        out = args.out or parse_entry(args.data)[0].parent
-        good, bad = check.check(args.data, out, video_root=args.video_root, settings=settings,
-                                num_workers=args.num_workers, deadline=args.deadline)
-        print(f"{good} good samples in {out / 'good.jsonl'}, {bad} bad ones with the reason in {out / 'bad.jsonl'}")
-        return int(bad > 0)
-    elif args.command == "select":
-        import selection
-        options = ("min_std", "min_mean", "std_quantile", "mean_quantile", "control", "seed")
-        options = {name: value for name, value in vars(args).items() if name in options}
-        report = selection.write_selection(args.answers, args.data, args.out, options, since=args.since,
-                                           unseen=args.unseen)
-        print(selection.report_text(report))
-        print(f"{report['kept']} of {report['total']} samples kept in {args.out}")
-    return 0
-
-
 if __name__ == "__main__":
-    try:
-        sys.exit(run_command(parse_arguments()))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    from tools.data_commands import main
+
+    main()

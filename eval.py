@@ -29,17 +29,16 @@ from pathlib import Path
 
 import numpy as np
 
-import published
 import rewards
-import scale
 from answers import (CHANGES, SETTINGS, Asking, answer_all, claim, complete, probe_samples, what_decides, what_is_read,
                      with_style, write_lines)
-from data import (FIELDS, STYLES, TASKS, VideoError, VideoSettings, load_samples, parse_entry, prepare,
-                  reference_caption)
-from judge import load_judge
-from loader import VideoLoader
+from data import FIELDS, STYLES, TASKS, VideoError, VideoSettings, load_samples, parse_entry, prepare, reference_caption
+from lib import distributed as scale
+from lib import published
+from lib.judge import load_judge
+from lib.loader import VideoLoader
+from lib.tables import METRICS, print_categories, print_probes, print_published, print_reasons, print_table
 from model import VideoLM
-from tables import METRICS, print_categories, print_probes, print_published, print_reasons, print_table
 
 # ---- what one completion is worth -----------------------------------------------------------------------------------
 

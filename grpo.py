@@ -31,9 +31,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import lora
 import rewards
-from memory import note_if_out_of_memory, sizes
+from lib import lora
+from lib.memory import note_if_out_of_memory, sizes
 
 # A spread of rewards below this is rounding, not a preference. The same number damps the division: without it, seven
 # equal rewards and one that is 1e-9 higher would shout as loudly as seven zeros and a one.

@@ -15,7 +15,7 @@ is a mistake in the data and raises. And an answer is never repaired: swapping a
 video would pay for something that the model did not say.
 
 Left out on purpose: rewards for length, partial credit for unreadable answers. The one model that may have a say, a
-judge of captions, lives in judge.py. The published parsers differ between training and evaluation; here there is one.
+judge of captions, lives in lib/judge.py. The published parsers differ between training and evaluation; here there is one.
 """
 
 import argparse
@@ -396,7 +396,7 @@ def words_judge(event: str, caption: str) -> bool:
     What fools it: synonyms and irregular forms ("lifts" for "picks up", "ran" for "runs") are not recognised; who does
     what to whom, and negation, are not seen at all, so that "the dog bites the man" tells that the man bites the dog;
     and a short list of the right words earns as much as a sentence. It is made for English. `LanguageModelJudge` in
-    judge.py asks a model instead, as VideoChat-R1 did (Qwen2.5-72B there).
+    lib/judge.py asks a model instead, as VideoChat-R1 did (Qwen2.5-72B there).
 
     >>> words_judge("a man opens the door", "A woman waits. A man is opening a red door.")
     True

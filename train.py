@@ -34,19 +34,17 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-import lora
-import memory
-import scale
-import toy
 from answers import Asking, answer_all, claim, load_prompts, sampling_seed, what_decides, with_style
 from data import STYLES, TASKS, Prompt, VideoSettings, build_prompt, load_samples, target_text
 from eval import METRICS, blind_baselines, compute_metrics, print_table, write_asked
 from grpo import Group, accumulate_gradients, encode_videos, rollout
-from judge import load_judge
-from loader import VideoLoader
+from lib import distributed as scale
+from lib import lora, memory, toy
+from lib.judge import load_judge
+from lib.loader import VideoLoader
+from lib.selection import report_text, select
 from model import VideoLM
 from rewards import CONTINUOUS, DISCRETE, MIXES
-from selection import report_text, select
 
 # --- settings ---------------------------------------------------------------------------------------------------------
 

@@ -33,11 +33,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch  # noqa: E402
 import transformers  # noqa: E402
 
-import plan  # noqa: E402
-import toy  # noqa: E402
 from data import Prompt, mrope_positions  # noqa: E402
 from grpo import grpo_loss, rollout, score_groups  # noqa: E402
+from lib import toy  # noqa: E402
 from model import VideoLM, flash_attn_func  # noqa: E402
+from tools import plan  # noqa: E402
 
 # --- the case: a model, a question, sizes -----------------------------------------------------------------------------
 

@@ -11,8 +11,8 @@ sys.path.insert(0, str(ROOT))
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-import toy  # noqa: E402
 from data import Clip, prepare  # noqa: E402
+from lib import toy  # noqa: E402
 from model import VideoLM  # noqa: E402
 
 torch.set_num_threads(1)  # the same sums in the same order on every machine

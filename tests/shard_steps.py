@@ -1,4 +1,4 @@
-"""Steps of GRPO on fixed groups, for test_scale.py: alone and replicated, or by torchrun on several sharded processes.
+"""Steps of GRPO on fixed groups, for test_distributed.py: alone and replicated, or by torchrun on several sharded processes.
 
     torchrun --nproc_per_node=2 tests/shard_steps.py MODEL OUT
 
@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from conftest import make_prompts
 
-import scale
 import train
 from grpo import accumulate_gradients, rollout
+from lib import distributed as scale
 from model import VideoLM
 
 VIDEO, OTHER_VIDEO, TEXT = 0, 1, 2  # which of conftest's prompts

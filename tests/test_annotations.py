@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import annotations
-from annotations import FORMATS, MVBENCH_FOLDERS, convert, oddities, split_options, spread, without_letters
-from check import check
+import tools.convert
 from data import load_samples
+from tools.check import check
+from tools.convert import FORMATS, MVBENCH_FOLDERS, convert, oddities, split_options, spread, without_letters
 
 
 def put(folder, files):
@@ -922,5 +922,5 @@ def test_quality_numbers_become_labels(tmp_path):
 
 def test_the_examples_in_the_docstrings_are_true():
     """Prose that is not run goes stale."""
-    result = doctest.testmod(annotations)
+    result = doctest.testmod(tools.convert)
     assert result.attempted >= 1 and result.failed == 0

@@ -10,12 +10,12 @@ import torch
 
 import answers
 import rewards
-import scale
-import toy
-from answers import Asking, answer_all, black, claim, complete, load_prompts, one_frame, probe_samples, shuffled
-from answers import append_lines, read_partial, sampling_seed, what_decides, what_is_read, with_style
+from answers import (Asking, answer_all, append_lines, black, claim, complete, load_prompts, one_frame, probe_samples,
+                     read_partial, sampling_seed, shuffled, what_decides, what_is_read, with_style)
 from data import Clip, PromptTooLong, VideoSettings, load_samples, prepare
-from loader import VideoLoader
+from lib import distributed as scale
+from lib import toy
+from lib.loader import VideoLoader
 
 ALONE = scale.World(0, 1, torch.device("cpu"))
 SETTINGS = VideoSettings(min_pixels=3136)

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from video_files import pictures, write_folder, write_video
 
-import data
-from check import check, inspect_video
 from data import VideoSettings, load_samples, video_arguments
+from tools.check import check, inspect_video
+from tools.data_commands import parse_arguments, run_command
 
 SETTINGS = VideoSettings(min_pixels=784)
 
@@ -89,7 +89,7 @@ def test_the_exit_status_says_whether_all_are_good(tmp_path, capsys):
         file.write_text("".join(json.dumps({**line, **sample}) + "\n" for sample in samples))
 
     write({"video": "1.mp4"}, {"id": "b", "video": "2.mp4"})
-    assert data.run_command(data.parse_arguments(command)) == 0 and "2 good samples" in capsys.readouterr().out
+    assert run_command(parse_arguments(command)) == 0 and "2 good samples" in capsys.readouterr().out
     assert load_samples([f"{tmp_path / 'out' / 'good.jsonl'}@/videos"])[0]["video"] == "/videos/1.mp4"
     write({"video": "1.mp4"}, {"id": "b", "video": "3.mp4"})
     script = [sys.executable, str(Path(__file__).parent.parent / "data.py")]
@@ -97,10 +97,10 @@ def test_the_exit_status_says_whether_all_are_good(tmp_path, capsys):
     assert done.returncode == 1 and "1 bad" in done.stdout
     write({"task": "vqa"}, {"id": "b", "video": "2.mp4"})
     capsys.readouterr()
-    assert data.run_command(data.parse_arguments(command)) == 1 and "1 good samples" in capsys.readouterr().out
+    assert run_command(parse_arguments(command)) == 1 and "1 good samples" in capsys.readouterr().out
     write()
     with pytest.raises(ValueError, match="x.jsonl: no sample"):
-        data.run_command(data.parse_arguments(command))
+        run_command(parse_arguments(command))
 
 
 def test_a_file_that_hangs_is_bad_and_delays_nobody_else(tmp_path):

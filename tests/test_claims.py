@@ -10,8 +10,8 @@ from conftest import ROOT
 
 import claims
 import rewards
-import toy
 import train
+from lib import toy
 
 
 @pytest.fixture

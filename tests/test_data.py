@@ -17,10 +17,11 @@ from transformers import PreTrainedTokenizerFast
 from video_files import CORNER, pictures, set_rotation, which_frames, write_folder, write_video
 
 import data
-from annotations import FORMATS
 from data import (VideoError, VideoSettings, build_prompt, encode_prompt, frame_indices, load_samples, mrope_positions,
                   num_video_tokens, patchify, prepare, prompt_wants_thought, read_sample, read_video, smart_resize,
                   target_text)
+from tools import data_commands
+from tools.convert import FORMATS
 
 GROUNDING = {"id": "a", "task": "grounding", "question": " A man opens the Door. ", "spans": [[12, 18.5]]}
 QA = {"id": "b", "task": "qa", "question": "why?", "options": ["to eat", "it's late"], "answer": "B"}
@@ -650,7 +651,7 @@ def test_every_command_explains_its_flags(capsys):
     """A % that argparse takes for a format makes --help crash, and only --help."""
     for command in ("toy", "convert", "check", "select", "worker"):
         with pytest.raises(SystemExit) as end:
-            data.parse_arguments([command, "--help"])
+            data_commands.parse_arguments([command, "--help"])
         text = capsys.readouterr().out
         assert end.value.code == 0 and "usage: data.py" in text
         if command == "convert":

@@ -18,8 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import eval as evaluation
-import toy
 from eval import METRICS, best_constant_span, blind_baselines, compute_metrics
+from lib import toy
 from rewards import score
 
 OPTIONS = ["share it", "approach a lady", "unwrap it", "play", "gesture"]

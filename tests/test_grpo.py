@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import grpo
-import memory
 import model as grpo_model
 from grpo import completion_mask, group_advantages, grpo_loss, kl_penalty, live_groups
+from lib import memory
 
 PLAIN = dict(beta=0.0, clip_low=0.2, clip_high=0.2)
 

@@ -10,13 +10,13 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast,
 
 import eval
 import grpo
-import judge
+from lib import judge
 import rewards
-import toy
+from lib import toy
 import train
 from conftest import TEXTS
 from data import prepare
-from judge import LanguageModelJudge, load_judge
+from lib.judge import LanguageModelJudge, load_judge
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
          "num_key_value_heads": 2, "max_position_embeddings": 4096}

@@ -13,7 +13,7 @@ import torch
 from video_files import pictures, which_frames, write_video
 
 from data import Clip, VideoError, VideoSettings, read_sample
-from loader import FrameCache, VideoLoader
+from lib.loader import FrameCache, VideoLoader
 
 ROOT = Path(__file__).parent.parent
 
@@ -90,7 +90,7 @@ def test_a_worker_that_is_killed_is_replaced(videos):
 def test_workers_end_with_their_parent_even_while_they_hang(videos):
     """A cluster job that is killed leaves a node full of decoders."""
     script = (f"import sys, time; sys.path.insert(0, {str(ROOT)!r})\n"
-              "from loader import VideoLoader\n"
+              "from lib.loader import VideoLoader\n"
               "loader = VideoLoader(num_workers=1, deadline=60)\n"
               "sample = {'id': '', 'task': 'qa', 'video': sys.argv[1]}\n"
               "loader.load({**sample, 'video': sys.argv[2]})\n"
@@ -110,7 +110,7 @@ def test_workers_end_with_their_parent_even_while_they_hang(videos):
 def test_what_a_library_prints_does_not_get_between_the_answers(videos):
     """One line of a decoder on standard output, and every later clip is garbage or a wrong one."""
     script = (f"import os, sys; sys.path.insert(0, {str(ROOT)!r})\n"
-              "import loader\n"
+              "from lib import loader\n"
               "quiet = loader.run_job\n"
               "loader.run_job = lambda *job: (print('noise', flush=True), os.write(1, b'more'), quiet(*job))[-1]\n"
               "loader.serve()\n")
@@ -309,7 +309,7 @@ def test_several_processes_share_the_folder(tmp_path):
     """The ranks of a machine write the same clips at the same time, while others delete them: every clip that is found
     is whole, and the limit holds."""
     script = (f"import random, sys, torch; sys.path.insert(0, {str(ROOT)!r})\n"
-              "from loader import FrameCache\n"
+              "from lib.loader import FrameCache\n"
               "from data import Clip\n"
               "cache, found = FrameCache(sys.argv[1], 40_000), 0\n"
               # not in turn: then the one that is needed next would always have left just before

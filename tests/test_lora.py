@@ -5,8 +5,8 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-import lora
 from grpo import accumulate_gradients, encode_videos, rollout
+from lib import lora
 from model import VideoLM
 
 SETTINGS = {"temperature": 1.0, "beta": 0.5, "clip_low": 0.2, "clip_high": 0.2, "norm": "sequence", "denominator": 12,

@@ -13,12 +13,11 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from video_files import pictures, write_video
 
 import data
-import lora
-import plan
-import scale
-import toy
 import train
+from lib import distributed as scale
+from lib import lora, toy
 from model import GroupCache, VideoLM
+from tools import plan
 
 # --- the model --------------------------------------------------------------------------------------------------------
 

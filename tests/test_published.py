@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-import published
-from tables import METRICS
+from lib import published
+from lib.tables import METRICS
 
 
 def value(benchmark, model, name, source=""):

@@ -9,12 +9,11 @@ import shlex
 import pytest
 from conftest import ROOT
 
-import annotations
 import claims
 import data
 import eval
-import plan
 import train
+from tools import convert, data_commands, plan
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [line.strip() for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
@@ -29,29 +28,29 @@ def arguments_of(command: str, script: str) -> list[str]:
     return shlex.split(command.split(script, 1)[1])
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if ".py" in c])
+@pytest.mark.parametrize("command", [c for c in COMMANDS if ".py" in c or " -m tools." in c])
 def test_every_command_is_one_the_programs_accept(command, tmp_path, monkeypatch):
     """A README that names a flag or a file that does not exist is the commonest fault of published code."""
-    script = re.search(r"([\w/]+\.py)", command)[1]
-    assert (ROOT / script).is_file()
+    script = re.search(r"([\w/]+\.py|tools\.\w+)", command)[1]
+    assert (ROOT / f"{script.removesuffix('.py').replace('.', '/')}.py").is_file()
     arguments = arguments_of(command, script)
     if script == "train.py":
         config = train.parse_config(arguments)
         assert bool(config.model) == ("--model" in command)
     elif script == "eval.py":
         assert eval.parse_arguments(arguments).model
-    elif script == "plan.py":
+    elif script == "tools.plan":
         assert plan.parse_arguments(arguments).model
     elif script == "data.py":
-        parsed = data.parse_arguments(arguments)
+        parsed = data_commands.parse_arguments(arguments)
         if parsed.command == "convert":
-            splits = annotations.FORMATS[parsed.name][1]
+            splits = convert.FORMATS[parsed.name][1]
             assert parsed.split is None or parsed.split in splits
 
 
 @pytest.mark.parametrize("flags", re.findall(r"`(--[a-z_]+[^`]*)`", README))
 def test_every_flag_named_in_the_text_exists(flags):
-    programs = "".join((ROOT / f"{name}.py").read_text() for name in ("eval", "data", "plan"))
+    programs = "".join((ROOT / f"{name}.py").read_text() for name in ("eval", "tools/data_commands", "tools/select", "tools/plan"))
     names = {f.name for f in dataclasses.fields(train.Config)} | set(re.findall(r'"--([a-z_0-9]+)"', programs)) | {"help"}
     assert {name for name in re.findall(r"--([a-z_0-9]+)", flags)} <= names
 

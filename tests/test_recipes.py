@@ -8,16 +8,15 @@ import subprocess
 import pytest
 from conftest import ROOT
 
-import annotations
 import data
 import eval
-import plan
-import published
 import train
+from lib import published
+from tools import convert, data_commands, plan
 
 RECIPES = (ROOT / "RECIPES.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```bash\n(.*?)```", RECIPES, re.DOTALL)
-COMMANDS = [line for block in BLOCKS for line in block.splitlines() if ".py" in line]
+COMMANDS = [line for block in BLOCKS for line in block.splitlines() if re.search(r"\.py|-m tools", line)]
 
 # PAPERS' hyper-parameters, by the names of the flags. VideoChat-R1: its trainer and TRL 0.15.1's defaults.
 SEEN = {"fps": 2.0, "max_frames": 768, "total_pixels": 3584 * 28 * 28, "min_pixels": 16 * 28 * 28}
@@ -41,7 +40,7 @@ TEMPORAL_R1 = {
 
 
 def script_of(command: str) -> str:
-    return re.search(r"(\w+\.py)", command)[1]
+    return re.search(r"(\w+\.py|tools\.\w+)", command)[1]
 
 
 def arguments_of(command: str) -> list[str]:
@@ -68,13 +67,13 @@ def test_every_command_is_one_the_programs_accept(command):
     elif script == "eval.py":
         args = eval.parse_arguments(arguments)
         assert args.model and str(args.out).startswith("runs/")
-    elif script == "plan.py":
+    elif script == "tools.plan":
         assert plan.parse_arguments(arguments)
     else:
         assert script == "data.py"
-        parsed = data.parse_arguments(arguments)
+        parsed = data_commands.parse_arguments(arguments)
         if parsed.command == "convert":
-            splits = annotations.FORMATS[parsed.name][1]
+            splits = convert.FORMATS[parsed.name][1]
             assert parsed.split is None or parsed.split in splits
 
 
@@ -115,7 +114,7 @@ def test_the_short_videos_are_those_of_the_length_class(tmp_path):
     (tmp_path / "data").mkdir()
     rows = [row | {"question_id": name, "duration": name} for name in ("short", "medium", "long")]
     data.write_jsonl(tmp_path / "rows.jsonl", rows)
-    annotations.convert("videomme", tmp_path / "rows.jsonl", tmp_path / "data/videomme.jsonl")
+    convert.convert("videomme", tmp_path / "rows.jsonl", tmp_path / "data/videomme.jsonl")
     (line,) = (line for block in BLOCKS for line in block.splitlines() if line.startswith("grep "))
     subprocess.run(line, shell=True, cwd=tmp_path, check=True)
     assert [s["id"] for s in data.read_jsonl(tmp_path / line.split(" > ")[1])] == ["short"]
@@ -243,7 +242,7 @@ def test_every_expected_number_names_its_source_and_a_run_with_a_command():
 
 # --- what it takes ----------------------------------------------------------------------------------------------------
 
-# plan.py's arguments of each data set, and the tokens of an answer with and without thought: all ours but the counts.
+# The plan's arguments of each data set, and the tokens of an answer with and without thought: all ours but the counts.
 INPUTS = {
     "grounding": ("--samples 12408 --videos 5338 --seconds 30.6 --width 480 --height 360", 150, 20),
     "tracking": ("--samples 9335 --frames 8 --seconds 15 --width 1920 --height 1080 --video_bytes 470000", 350, 250),
@@ -306,7 +305,7 @@ def answering_row() -> str:
 
 
 def tables() -> dict[str, list[str]]:
-    inputs = ["| data | plan.py | answer, tokens | without thought |", "|---|---|---|---|"]
+    inputs = ["| data | tools.plan | answer, tokens | without thought |", "|---|---|---|---|"]
     inputs += [f"| {name} | `{given}` | {thinking} | {plain} |" for name, (given, thinking, plain) in INPUTS.items()]
     runs = ["| run | model | data | steps | memory of a card, GB | disk, GB | hours |", "|---" * 7 + "|"]
     return {"inputs": inputs, "runs": [*runs, *(run_row(*item) for item in trained().items()), answering_row()]}
@@ -319,7 +318,7 @@ def with_tables(text: str) -> str:
     return text
 
 
-def test_the_predictions_are_what_plan_py_says():
+def test_the_predictions_are_those_of_the_plan():
     """`python tests/test_recipes.py` writes them; a figure that was typed, or is older than the formula, fails here."""
     assert RECIPES == with_tables(RECIPES) and RECIPES.count("<!-- table: ") == 2
     assert set(RUNS) == set(trained())

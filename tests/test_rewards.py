@@ -31,8 +31,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import rewards
-from rewards import UNREADABLE, box_iou, last_block, parse_interval, parse_letter, parse_windows, score, spans_iou
-from rewards import task_score, temporal_iou, words_judge
+from rewards import (UNREADABLE, box_iou, last_block, parse_interval, parse_letter, parse_windows, score, spans_iou,
+                     task_score, temporal_iou, words_judge)
 
 OPTIONS = ["share with the girl", "approach a lady", "unwrap it", "play with a train", "gesture"]
 # Eight boxes of a quarter of the frame, each 0.05 further to the right: the IoU of box k with box 0 is

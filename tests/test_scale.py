@@ -14,7 +14,7 @@ import shard_steps
 import torch
 from conftest import ROOT
 
-import scale
+from lib import distributed as scale
 from model import VideoLM
 
 ALONE = scale.World(0, 1, torch.device("cpu"))
@@ -157,7 +157,8 @@ def test_sharding_is_automatic_where_the_weights_fill_half_a_gpu(monkeypatch, si
 # --- waiting ----------------------------------------------------------------------------------------------------------
 
 STUCK = """
-import sys, time, torch, scale
+import sys, time, torch
+from lib import distributed as scale
 world = scale.start("cpu", wait_minutes=1)
 world.phase("grpo step 12: sample")
 scale.wait_for_all(world)
@@ -261,7 +262,8 @@ def test_a_checkpoint_of_an_earlier_version_is_named_and_not_passed_over(tmp_pat
 
 
 SAVING = """
-import sys, pathlib, torch, scale
+import sys, pathlib, torch
+from lib import distributed as scale
 world, out = scale.World(0, 1, torch.device("cpu")), pathlib.Path(sys.argv[1])
 for step in range(1, 1000):
     scale.save_checkpoint(world, out / f"checkpoint-1-grpo-{step:06d}", {"weight": torch.full((2**24,), float(step))})

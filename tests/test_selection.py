@@ -12,7 +12,9 @@ import data
 import grpo
 import rewards
 import train
-from selection import BINS, read_predictions, report_text, select, write_selection
+from lib.selection import BINS, report_text, select
+from tools.data_commands import parse_arguments, run_command
+from tools.select import read_predictions, write_selection
 
 LETTERS = {"task": "qa", "question": "?", "options": ["a", "b"], "answer": "A"}
 SPAN = {"task": "grounding", "question": "?", "spans": [[0, 1]]}
@@ -194,7 +196,7 @@ def test_the_command_writes_the_kept_lines_as_they_were_and_the_report(tmp_path,
     command = [sys.executable, str(Path(__file__).parent.parent / "data.py"), "select", str(predictions), "--data",
                str(tmp_path / "x.jsonl"), "--out", str(tmp_path / "new" / "selected.jsonl"),
                "--min_mean", "0.03"]
-    assert data.run_command(data.parse_arguments(command[2:])) == 0
+    assert run_command(parse_arguments(command[2:])) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("selected 4 of 8 samples\n") and "4 of 8 samples kept in" in printed.splitlines()[-1]
     assert "high_variance_good 2" in printed and "grounding: 2 of 4, std at least 0.1, mean 0.03\n" in printed
@@ -386,9 +388,9 @@ def test_the_command_selects_from_a_log(trained, capsys):
     """Flags that do not arrive where they act are the easiest to overlook."""
     command = ["select", str(trained / "completions.jsonl"), "--data", str(trained / "x.jsonl"), "--out",
                str(trained / "out.jsonl"), "--since", "2", "--unseen", "keep"]
-    assert data.run_command(data.parse_arguments(command)) == 0
+    assert run_command(parse_arguments(command)) == 0
     kept = [json.loads(line)["id"] for line in open(trained / "out.jsonl")]
     assert kept == ["steady", "early", "never", "span", "unseen"]
-    assert data.run_command(data.parse_arguments(command[:-2])) == 0
+    assert run_command(parse_arguments(command[:-2])) == 0
     assert [json.loads(line)["id"] for line in open(trained / "out.jsonl")] == ["steady", "span"]
     assert capsys.readouterr().out.splitlines()[-1] == f"2 of 7 samples kept in {trained / 'out.jsonl'}"

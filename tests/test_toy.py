@@ -10,9 +10,9 @@ import torch
 import data
 import eval
 import rewards
-import scale
-import toy
 import train
+from lib import distributed as scale
+from lib import toy
 from model import VideoLM
 
 

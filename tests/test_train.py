@@ -22,13 +22,13 @@ from conftest import ROOT
 import data
 import eval
 import grpo
-import scale
-import toy
 import train
 from answers import with_style
 from data import VideoSettings, load_samples
 from grpo import accumulate_gradients, rollout, score_groups
-from loader import VideoLoader, _clip_key
+from lib import distributed as scale
+from lib import toy
+from lib.loader import VideoLoader, _clip_key
 from model import VideoLM
 from rewards import words_judge
 

@@ -4,8 +4,8 @@
 metrics.json as well.
 """
 
-import published
 from answers import WHY_UNREADABLE
+from lib import published
 
 # The order of the columns. A task that is not in the data has none of its names in the result.
 METRICS = (

@@ -1,8 +1,8 @@
 """What a run will take, before it is started: memory of a card, disk, hours.
 
-    python plan.py --model 7b --gpus 8 --samples 12408 --seconds 30.6
-    python plan.py --model runs/x/final --stage sft --gpus 1
-    python plan.py --model 7b --gpus 1 --lora_rank 16 --card_gb 48
+    python -m tools.plan --model 7b --gpus 8 --samples 12408 --seconds 30.6
+    python -m tools.plan --model runs/x/final --stage sft --gpus 1
+    python -m tools.plan --model 7b --gpus 1 --lora_rank 16 --card_gb 48
 
 Counted: parameters (the library's classes, built without memory on the "meta" device), frames and video tokens (by the
 functions that data.py reads videos with), bytes of weights, gradients, optimiser, keys and values, and the floating
@@ -13,8 +13,8 @@ Read in the order of the file: the model, the video, operations, bytes, seconds.
 float32 weights, bfloat16 arithmetic, gradient checkpointing, a question a pass. There are three ways to hold the model:
 
     replicas       every card has all of it
-    --shard        every card has 1/N of weights, gradients, optimiser and reference (scale.py); auto on several cards
-    --lora_rank    every card has the frozen model in bfloat16 and trains adapters (lora.py); never sharded
+    --shard        every card has 1/N of weights, gradients, optimiser and reference (lib/distributed.py); auto on several cards
+    --lora_rank    every card has the frozen model in bfloat16 and trains adapters (lib/lora.py); never sharded
 
 Left out on purpose: evaluation on the way, decoding of videos (other processes do it meanwhile), fragmentation. A card
 sold as 80 GB has about 85 10^9 bytes; the verdict counts on 80, and leaves the rest to fragmentation and the driver.
@@ -31,9 +31,9 @@ import torch
 from torch import nn
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-import lora
-import scale
 from data import VideoSettings, frame_budget, frame_indices, num_video_tokens, smart_resize
+from lib import distributed as scale
+from lib import lora
 
 # Assumed, for an A100 with 80 GB: its data sheet's rates, and the share of them that such code reaches.
 MATRIX_FLOPS = 312e12  # a second, dense bfloat16

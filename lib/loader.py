@@ -35,6 +35,7 @@ from tqdm import tqdm
 
 from data import Clip, VideoError, VideoSettings, read_video, video_arguments
 
+ROOT = Path(__file__).resolve().parent.parent
 STARTUP_SECONDS = 600  # importing torch from a busy network disk takes minutes; the deadline counts from after it
 CACHE_VERSION = 1  # of the frames on the disk: raise it when the same file and settings give other frames
 ATTEMPTS = 2  # at a file that fails: a busy disk is no bad file, and a bad file must not cost its deadline every epoch
@@ -71,7 +72,7 @@ def run_job(kind: str, path: str, arguments: dict) -> tuple:
     because the child runs data.py as a script and its classes are not the parent's."""
     try:
         if kind == "inspect":
-            from check import inspect_video
+            from tools.check import inspect_video
             return "problem", inspect_video(path, **arguments)
         clip = read_video(path, **arguments)
         return "clip", clip.frames.numpy(), clip.seconds.numpy(), clip.sample_fps
@@ -100,7 +101,7 @@ class _Worker:
         """Returns at once; the child imports torch while others work, and says "ready" before its first job."""
         with self.lock:
             if not self.closed:
-                self.process = subprocess.Popen([sys.executable, str(Path(__file__).with_name("data.py")), "worker"],
+                self.process = subprocess.Popen([sys.executable, str(ROOT / "data.py"), "worker"],
                                                 stdin=subprocess.PIPE, stdout=subprocess.PIPE)
                 self.is_ready = False
 

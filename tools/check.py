@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from data import (VideoError, VideoSettings, _take, choose_frames, decord, find_problem, find_video, open_video,
                   parse_entry, read_video, video_arguments, write_jsonl)
-from loader import DecodePool
+from lib.loader import DecodePool
 
 CLOCK_TOLERANCE = 0.5  # seconds; one time position of the model
 CHEAP_FRAMES = 6000  # up to this many frames (200 s at 30 fps) a file is also read from its beginning

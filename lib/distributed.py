@@ -248,7 +248,7 @@ BYTES_A_PARAMETER = 18  # float32 weight 4, gradient 4, AdamW 8; bfloat16 refere
 def worth_sharding(choice: str, offload: bool, world: World, num_parameters: int, memory: float | None = None) -> bool:
     """What `--shard` on, off or auto means here; auto never shards on one GPU, where it saves nothing, or on CPUs.
 
-    `memory`: bytes of one GPU; None asks the one that is here. plan.py knows none and says what it plans for."""
+    `memory`: bytes of one GPU; None asks the one that is here. tools.plan knows none and says what it plans for."""
     if choice != "auto" or offload:
         return choice == "on" or offload
     if world.size == 1 or world.device.type != "cuda":

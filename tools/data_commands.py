@@ -1,0 +1,73 @@
+"""`python data.py toy | convert | check | select`: samples, made, converted, checked and selected."""
+
+import argparse
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+from data import VideoSettings, parse_entry
+from lib import loader, toy
+from tools import check, convert, select
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="data.py", description="Samples: make, convert, check and select them.")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    def command(name: str, text: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=text, description=text)
+
+    synthetic = command("toy", "write synthetic videos (.mp4) with train.jsonl and eval.jsonl")
+    synthetic.add_argument("--out", type=Path, required=True, help="folder to write")
+    synthetic.add_argument("--train", type=int, default=200, help="clips to train on (%(default)s)")
+    synthetic.add_argument("--eval", type=int, default=50, help="clips to evaluate on (%(default)s)")
+    synthetic.add_argument("--seed", type=int, default=0, help="of everything random in them (%(default)s)")
+
+    published = command("convert", "turn a published annotation format into samples")
+    published.add_argument("name", metavar="NAME", help=f"the format: {', '.join(convert.FORMATS)}")
+    published.add_argument("--src", type=Path, required=True, help="its annotation file or folder")
+    published.add_argument("--out", type=Path, required=True, help="jsonl file to write")
+    published.add_argument("--split", help="one of the format's splits (its first)")
+
+    decoded = command("check", "decode every video as training would; exit status 0 only if all are good")
+    decoded.add_argument("data", metavar="DATA", help="FILE[@VIDEO_ROOT][:N] or FILE[@VIDEO_ROOT][:P%%]")
+    decoded.add_argument("--video_root", help="folder of the videos (the folder of DATA)")
+    decoded.add_argument("--out", type=Path, help="folder for good.jsonl and bad.jsonl (the folder of DATA)")
+    decoded.add_argument("--num_workers", type=int, default=4,
+                         help="processes that decode (%(default)s); 0: this one, without a deadline")
+    decoded.add_argument("--deadline", type=float, default=60.0, help="seconds for one video (%(default)s)")
+    for field in fields(VideoSettings):
+        decoded.add_argument(f"--{field.name}", type=field.type, default=field.default,
+                             help="as in train.py (%(default)s)")
+
+    select.add_arguments(command("select", "keep the samples whose K completions differ (variance-aware selection)"))
+
+    command("worker", "decode videos for another process (lib/loader.py starts it)")
+    return parser.parse_args(arguments)
+
+
+def run_command(args: argparse.Namespace) -> int:
+    """The exit status."""
+    if args.command == "worker":
+        loader.serve()
+    elif args.command == "toy":
+        toy.write_dataset(args.out, args.train, args.eval, args.seed)
+    elif args.command == "convert":
+        convert.convert(args.name, args.src, args.out, args.split)
+    elif args.command == "check":
+        settings = VideoSettings(**{field.name: getattr(args, field.name) for field in fields(VideoSettings)})
+        out = args.out or parse_entry(args.data)[0].parent
+        good, bad = check.check(args.data, out, video_root=args.video_root, settings=settings,
+                                num_workers=args.num_workers, deadline=args.deadline)
+        print(f"{good} good samples in {out / 'good.jsonl'}, {bad} bad ones with the reason in {out / 'bad.jsonl'}")
+        return int(bad > 0)
+    elif args.command == "select":
+        select.run(args)
+    return 0
+
+
+def main() -> None:
+    try:
+        sys.exit(run_command(parse_arguments()))
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
