@@ -23,17 +23,20 @@ serves all tokens of a completion), a learned reward model, KL inside the reward
 filtering of overlong completions.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-import rewards
-from lib import lora
+from data import Prompt
 from lib.memory import note_if_out_of_memory, sizes
+from model import TokenScores, VideoLM
+
+Loss = Callable[..., tuple[Tensor, dict[str, Tensor]]]  # `grpo_loss` with its settings filled in, or another like it
 
 # A spread of rewards below this is rounding, not a preference. The same number damps the division: without it, seven
 # equal rewards and one that is 1e-9 higher would shout as loudly as seven zeros and a one.
@@ -240,7 +243,10 @@ def grpo_loss(
     else:
         total, count = token_loss.sum(), lengths.sum().clamp(min=1)
     loss = total / (count if denominator is None else denominator)
-    return loss, _sum_stats(ratio.detach(), clipped_gain < gain, kl.detach(), mask)
+    stats = {"tokens": mask, "kl_sum": kl, "ratio_sum": ratio, "clipped_tokens": clipped_gain < gain, "nll_sum": -logps}
+    stats |= {"entropy_sum": entropies} if entropies is not None else {}
+    # Selected again, for the masked positions of what went into the loss above; nothing here waits for the GPU.
+    return loss, {name: torch.where(mask, x.detach(), 0).sum() for name, x in stats.items()}
 
 
 def _check_loss_inputs(logps, old_logps, advantages, mask, ref_logps, beta, norm) -> None:
@@ -256,17 +262,6 @@ def _check_loss_inputs(logps, old_logps, advantages, mask, ref_logps, beta, norm
         raise ValueError(f"advantages is {tuple(advantages.shape)}, not ({len(logps)},): one a row, (Q, G) flattened")
 
 
-def _sum_stats(ratio: Tensor, clipped: Tensor, kl: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """Add up (B, C) tensors over the tokens of `mask`; everything stays on the device, nothing waits for the GPU."""
-    ratio = torch.where(mask, ratio, 0.0)
-    return {
-        "tokens": mask.sum(),
-        "kl_sum": kl.sum(),
-        "ratio_sum": ratio.sum(),
-        "clipped_tokens": clipped.sum(),
-    }
-
-
 # ---- the group: from questions to completions with advantages -------------------------------------------------------
 
 
@@ -274,112 +269,94 @@ def _sum_stats(ratio: Tensor, clipped: Tensor, kl: Tensor, mask: Tensor) -> dict
 class Group:
     """One question, its G completions and what is known about them."""
 
-    prompt: Any  # data.Prompt: ids, patches, grid, positions
+    prompt: Prompt
     tokens: Tensor  # (G, C), padded behind the end token
     mask: Tensor  # (G, C) bool: the tokens the policy chose
-    sampled_logps: Tensor  # (G, C), as the sampler saw them
-    texts: list[str]
-    scores: list[rewards.Score]
-    reasons: list[str]
     advantages: Tensor  # (G,)
-    video: Tensor | None  # (V, D) as sampled; reused where the vision tower is frozen
+    sampled_logps: Tensor | None = None  # (G, C), as the sampler saw them; None where nothing was sampled (SFT)
+    texts: list[str] = field(default_factory=list)
+    scores: list = field(default_factory=list)  # rewards.Score: total, parts, reason
+    reasons: list[str] = field(default_factory=list)
+    video: Tensor | None = None  # (V, D) as sampled, where the vision tower is frozen and would only repeat it
     old_logps: Tensor | None = None  # (G, C): scored before the first of several updates
 
     @property
     def num_tokens(self) -> int:
         return int(self.mask.sum())
 
+    @property
+    def needs_tower(self) -> bool:
+        return self.prompt.patches is not None and self.video is None
+
     @cached_property
     def is_live(self) -> bool:
         return bool(live_groups(torch.tensor([[score.total for score in self.scores]], dtype=torch.float64)))
 
 
-def rollout(model, prompts: list, *, group_size: int, max_new_tokens: int, temperature: float, seeds: list[int],
-            mix: str = "sum", scale: str = "group", judge: rewards.Judge = rewards.words_judge) -> list[Group]:
-    """Sample `group_size` completions of each prompt (data.Prompt) and score them. One group a prompt, in order.
+@torch.no_grad()
+def rollout(policy: VideoLM, prompts: list[Prompt], score: Callable[[dict, str], Any], *, group_size: int,
+            max_new_tokens: int, temperature: float, seeds: list[int], scale: str = "group") -> list[Group]:
+    """Sample `group_size` completions of each prompt and score them: (sample, text) -> rewards.Score. A group a prompt.
 
     Evaluation and data selection use this same function, with temperature 0 or other group sizes: what is measured is
-    sampled, cut, decoded and scored exactly like what is trained on.
+    sampled, cut, decoded and scored exactly like what is trained on. `scale` as in `group_advantages`.
     """
     if not prompts:  # a rank whose share of a step is empty, or unreadable
         return []
     completions = f"{group_size} completions each of up to {max_new_tokens} tokens"
-    with torch.no_grad(), note_if_out_of_memory("sampling", partial(sizes, prompts, completions)):
-        videos = encode_videos(model, prompts)
-        embeds = [model.embed(prompt.ids, video) for prompt, video in zip(prompts, videos)]
-        sampled = model.generate(embeds, [prompt.positions for prompt in prompts], group_size=group_size,
-                                 max_new_tokens=max_new_tokens, temperature=temperature, seeds=seeds)
+    with note_if_out_of_memory("sampling", partial(sizes, prompts, completions)):
+        videos = policy.encode_prompts(prompts)
+        embeds = [policy.embed(prompt.ids, video) for prompt, video in zip(prompts, videos)]
+        sampled = policy.generate(embeds, [prompt.positions for prompt in prompts], group_size=group_size,
+                                  max_new_tokens=max_new_tokens, temperature=temperature, seeds=seeds)
     groups = []
     for prompt, video, (tokens, logps) in zip(prompts, videos, sampled):
-        mask = completion_mask(tokens, model.eos_ids)
-        texts = [model.tokenizer.decode(row[keep], skip_special_tokens=True) for row, keep in zip(tokens, mask)]
-        scores = [rewards.score(prompt.sample, text, mix, judge) for text in texts]
-        reward = torch.tensor([[score.total for score in scores]], dtype=torch.float64)  # (1, G)
-        ended = torch.isin(tokens, torch.tensor(model.eos_ids, device=tokens.device)).any(dim=1)  # (G,)
+        mask = completion_mask(tokens, policy.eos_ids)
+        texts = [policy.tokenizer.decode(row[keep], skip_special_tokens=True) for row, keep in zip(tokens, mask)]
+        scores = [score(prompt.sample, text) for text in texts]
+        ended = torch.isin(tokens, torch.tensor(policy.eos_ids, device=tokens.device)).any(dim=1)  # (G,)
         reasons = [score.reason if end else "truncated" for score, end in zip(scores, ended.tolist())]
-        advantages = group_advantages(reward, scale)[0].float().to(tokens.device)
-        groups.append(Group(prompt, tokens, mask, logps, texts, scores, reasons, advantages, video))
+        rewards = torch.tensor([[score.total for score in scores]], dtype=torch.float64)  # (1, G)
+        advantages = group_advantages(rewards, scale)[0].float().to(tokens.device)
+        kept = video if policy.vision_is_frozen else None
+        groups.append(Group(prompt, tokens, mask, advantages, logps, texts, scores, reasons, kept))
     return groups
-
-
-def encode_videos(model, prompts: list) -> list[Tensor | None]:
-    """The video embeddings (V, D) of each prompt, None where it has no video, as many videos a pass as fit."""
-    seen = [i for i, prompt in enumerate(prompts) if prompt.patches is not None]
-    videos: list[Tensor | None] = [None] * len(prompts)
-    for pack in model.pack([len(prompts[i].patches) // 4 for i in seen]):
-        pack = [seen[i] for i in pack]
-        encoded = model.encode_videos([prompts[i].patches for i in pack], [prompts[i].grid for i in pack])
-        for i, video in zip(pack, encoded):
-            videos[i] = video
-    return videos
 
 
 # ---- the update: from groups to gradients ---------------------------------------------------------------------------
 
 
-def accumulate_gradients(model, reference, groups: list[Group], *, temperature: float, beta: float, clip_low: float,
-                         clip_high: float, norm: str, denominator: float, reuse_video: bool,
-                         entropy_bonus: float = 0.0) -> dict[str, float]:
-    """Add the gradient of the GRPO loss of `groups` to the policy's parameters; returns sums to be logged.
+def accumulate_gradients(policy: VideoLM, reference: VideoLM | None, groups: list[Group], loss: Loss, denominator: float, *,
+                         temperature: float = 1.0, with_entropy: bool = False) -> dict[str, float]:
+    """Add the gradient of `loss` over `groups` to the policy's parameters; returns sums over tokens to be logged.
 
-    Groups go through the model in packs that fit its `pack_tokens`; the common `denominator` makes the packs, and the
-    ranks, add up to the gradient of the whole step. `reuse_video`: the vision tower is frozen, so the embeddings made
-    for sampling serve the policy and the reference too. With an `entropy_bonus` the sums have `entropy_sum` as well.
-    A `reference` that is `model` itself is scored without its LoRA adapters. Where the model is sharded, all ranks call
-    this together.
+    `loss` is `grpo_loss` with its settings filled in, or anything that takes and returns the same. Groups go through
+    the model in packs that fit its `pack_tokens`; the common `denominator` makes the packs, and the ranks, add up to
+    the gradient of the whole step. `reference`: None leaves out the KL; with LoRA it is the policy itself, scored
+    without its adapters. Where the policy is sharded, all ranks call this together.
     """
-    sums = {"loss": 0.0, "tokens": 0.0, "kl_sum": 0.0, "ratio_sum": 0.0, "clipped_tokens": 0.0, "gap_sum": 0.0}
-    if entropy_bonus:
-        sums["entropy_sum"] = 0.0
-    most = {"gap_max": 0.0}
-    lengths = [len(group.prompt.ids) + group.tokens.numel() for group in groups]
-    packs = [[groups[i] for i in pack] for pack in model.pack(lengths)]
-    for pack in model.even_out(packs, partial(idle_group, model), videos=not reuse_video):
+    sums: Counter = Counter()
+    packs = [[groups[i] for i in pack] for pack in policy.pack([g.prompt.ids.numel() + g.tokens.numel() for g in groups])]
+    if policy.sharding:  # a pass is a chain of calls that all ranks make together
+        packs = policy.sharding.equalise_passes(packs, partial(idle_group, policy))
+    for pack in packs:
         with note_if_out_of_memory("scoring", partial(describe_pack, pack)):
-            scored = score_groups(model, pack, temperature, reuse_video, bool(entropy_bonus))
-            ref_logps = [None] * len(pack)
-            if beta > 0:
-                with torch.no_grad(), lora.adapters_off(reference.hf):
-                    ref_logps = score_groups(reference, pack, temperature, reuse_video)
-            loss = 0.0
-            for group, both, ref in zip(pack, scored, ref_logps):
-                lp, entropies = both if entropy_bonus else (both, None)  # (G, C) each
+            scored = score_groups(policy, pack, temperature, with_entropy)
+            ref_logps: list = [None] * len(pack)
+            if reference is not None:
+                with torch.no_grad(), reference.as_reference():
+                    ref_logps = [tokens.logps for tokens in score_groups(reference, pack, temperature)]
+            pack_loss = 0.0
+            for group, (logps, entropies), ref in zip(pack, scored, ref_logps):
                 if group.old_logps is None:  # the first update: the policy that sampled is the policy that is scored
-                    group.old_logps = lp.detach()
-                part, stats = grpo_loss(lp, group.old_logps, group.advantages, group.mask, ref_logps=ref, beta=beta,
-                                        clip_low=clip_low, clip_high=clip_high, norm=norm, denominator=denominator,
-                                        entropies=entropies, entropy_bonus=entropy_bonus)
-                loss = loss + part
-                if entropy_bonus:
-                    sums["entropy_sum"] += float(torch.where(group.mask, entropies.detach(), 0.0).sum())
-                gap = torch.where(group.mask, lp.detach() - group.sampled_logps, 0.0).abs()
-                sums["gap_sum"] += float(gap.sum())
-                most["gap_max"] = max(most["gap_max"], float(gap.max()))
-                for name in ("tokens", "kl_sum", "ratio_sum", "clipped_tokens"):
-                    sums[name] += float(stats[name])
-            sums["loss"] += float(loss.detach())
-            loss.backward()
-    return sums | most
+                    group.old_logps = logps.detach()
+                group_loss, stats = loss(logps, group.old_logps, group.advantages, group.mask, ref_logps=ref,
+                                         denominator=denominator, entropies=entropies)
+                pack_loss = pack_loss + group_loss
+                sums.update({name: float(value) for name, value in stats.items()})
+            sums["loss"] += float(pack_loss.detach())
+            pack_loss.backward()
+    return sums
 
 
 def describe_pack(groups: list[Group]) -> str:
@@ -387,23 +364,22 @@ def describe_pack(groups: list[Group]) -> str:
     return sizes([group.prompt for group in groups], f"{len(groups[0].tokens)} completions each of up to {longest} tokens")
 
 
-def score_groups(model, groups: list[Group], temperature: float, reuse_video: bool,
-                 with_entropy: bool = False) -> list[Tensor]:
-    """Log-probabilities (G, C) of each group's completions under `model`, differentiable through its vision tower;
-    (2, G, C) `with_entropy`, the entropies second."""
+def score_groups(model: VideoLM, groups: list[Group], temperature: float, with_entropy: bool = False) -> list[TokenScores]:
+    """Log-probabilities of each group's completions under `model`, differentiable through its vision tower too."""
 
-    def work() -> list[Tensor]:
-        videos = [group.video for group in groups] if reuse_video else encode_videos(model, [g.prompt for g in groups])
+    def work() -> list[TokenScores]:
+        encoded = iter(model.encode_prompts([group.prompt for group in groups if group.needs_tower]))
+        videos = [next(encoded) if group.needs_tower else group.video for group in groups]
         tokens = [group.tokens for group in groups]
         embeds, fed = model.embed_groups([group.prompt.ids for group in groups], videos, tokens)
         return model.logprobs_packed(embeds, [g.prompt.positions for g in groups], tokens, temperature,
                                      with_entropy=with_entropy, fed=fed)
 
-    return model.inside(work)
+    return model.sharding.inside(work) if model.sharding else work()
 
 
 def idle_group(model, prompt) -> Group:
     """A group without a single token that counts: it goes through the model, and adds 0 to the loss and its gradient."""
     end = torch.full((1, 1), model.tokenizer.eos_token_id, device=model.device)  # (G, C) = (1, 1)
     nothing = torch.zeros(1, 1, device=model.device)
-    return Group(prompt, end, end < 0, nothing, [], [], [], nothing[0], None)
+    return Group(prompt, end, end < 0, advantages=nothing[0])

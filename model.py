@@ -23,14 +23,13 @@ Shapes: Q questions, G completions of one question, C tokens of the longest comp
 among them, N patches = 4 V, D hidden size, H heads, K key/value heads, d head size, L tokens of a packed row, W vocabulary.
 """
 
-import copy
 import functools
 import shutil
-import types
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -41,12 +40,14 @@ from transformers import AutoConfig, AutoTokenizer, Qwen2_5_VLForConditionalGene
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import cached_file, logging
 
-from lib import lora
+from data import Prompt
+from lib import kernels, lora
+from lib.sharding import Sharding
 
 try:  # only where a CUDA compiler could build it
-    from flash_attn import flash_attn_func, flash_attn_varlen_func
+    from flash_attn import flash_attn_func
 except ImportError:
-    flash_attn_func = flash_attn_varlen_func = None
+    flash_attn_func = None
 
 logging.disable_progress_bar()  # of shards being read and written: ours is the only bar on the screen
 
@@ -211,98 +212,6 @@ def _grouped_attention(module, query, key, value, attention_mask, *, scaling, at
 
 ALL_ATTENTION_FUNCTIONS.register("grouped", _grouped_attention)
 
-# --- attention of the vision tower: many short rows -------------------------------------------------------------------
-
-
-class WindowAttention:
-    """One pass of the vision tower, N patches of all its videos in one row, cut into segments that see only themselves:
-    windows of at most 8 x 8 patches in most blocks, the h w patches of two frames in the others.
-
-    The library calls SDPA once a segment, hundreds of times a block for one video. Segments of equal length, of
-    whatever video, are a batch here: videos of one size have at most four lengths of windows, and one of whole frames.
-    """
-
-    def __init__(self):
-        self.known: list[tuple] = []  # (boundaries, order, its inverse, groups), one for each kind of block
-
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor, scaling: float, bounds: Tensor,
-                 longest: int) -> Tensor:
-        """query, key, value (1, H, N, d); bounds (segments + 1,) int32, 0 first, N last -> (1, N, H, d)."""
-        rows = [x[0].transpose(0, 1) for x in (query, key, value)]  # (N, H, d) each
-        if flash_attn_varlen_func is not None and query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
-            return flash_attn_varlen_func(*rows, bounds, bounds, longest, longest, softmax_scale=scaling)[None]
-        order, inverse, groups = self._plan(bounds)
-        if order is not None:
-            rows = [x.index_select(0, order) for x in rows]
-        outputs, sizes = [], [many * length for many, length in groups]
-        for group, *parts in zip(groups, *(x.split(sizes) for x in rows)):
-            q, k, v = (x.unflatten(0, group).transpose(1, 2) for x in parts)  # (segments, H, length, d)
-            out = F.scaled_dot_product_attention(q, k, v, scale=scaling)
-            outputs.append(out.transpose(1, 2).flatten(0, 1))  # (segments length, H, d)
-        out = torch.cat(outputs)  # (N, H, d)
-        return (out if order is None else out.index_select(0, inverse))[None]
-
-    def _plan(self, bounds: Tensor) -> tuple[Tensor | None, Tensor | None, list[tuple[int, int]]]:
-        """The order that puts segments of equal length side by side (None: they are), and (segments, length) of each
-        group. Made at the first block of a kind: each time the lengths come to the CPU, a GPU has to be waited for."""
-        for seen, *plan in self.known:
-            if seen is bounds:
-                return tuple(plan)
-        lengths = bounds.diff().long()  # (segments,)
-        values, counts = lengths.unique(return_counts=True)
-        groups = list(zip(counts.tolist(), values.tolist()))
-        order = inverse = None
-        if len(groups) > 1:
-            order = lengths.repeat_interleave(lengths).argsort(stable=True)  # (N,): patches by length of segment
-            inverse = order.argsort()
-        self.known.append((bounds, order, inverse, groups))
-        return order, inverse, groups
-
-
-def _windowed_attention(module, query, key, value, attention_mask, *, scaling, attend, cu_seq_lens_q, max_length_q,
-                        **unused):
-    """The function the library's vision blocks call."""
-    query, key = query.to(value.dtype), key.to(value.dtype)
-    return attend(query, key, value, scaling, cu_seq_lens_q, max_length_q), None
-
-
-# To a name with "flash" in it the library hands over the whole row and its boundaries, to others a segment at a time.
-WINDOWED = "windowed_like_flash"
-ALL_ATTENTION_FUNCTIONS.register(WINDOWED, _windowed_attention)
-
-
-def use_windows(tower) -> None:
-    """In a config of the tower's own: a model that is built from the checkpoint's would look for flash attention."""
-    config = copy.deepcopy(tower.config)
-    config._attn_implementation = WINDOWED
-    for module in tower.modules():
-        if hasattr(module, "config"):
-            module.config = config
-
-
-# --- two of the library's modules, the same numbers in fewer steps -------------------------------------------------------
-
-
-def _patch_embedding(self, patches: Tensor) -> Tensor:
-    """patches (N, 1176) -> (N, D of the tower). The library has a convolution whose kernel is as large as its stride, so
-    each output sees one patch: a matrix product, and cuDNN's three-dimensional convolutions are slow in bfloat16."""
-    weight = self.proj.weight  # (D, 3, 2, 14, 14)
-    return F.linear(patches.to(weight.dtype), weight.flatten(1))
-
-
-def _rms_norm(self, hidden: Tensor) -> Tensor:
-    """hidden (..., D) -> (..., D): one kernel where the library starts six, and this is called 2 or 3 times a layer."""
-    return F.rms_norm(hidden, self.weight.shape, self.weight.to(hidden.dtype), self.variance_epsilon).to(hidden.dtype)
-
-
-def use_own_forwards(hf) -> None:
-    """As bound methods, not lambdas: in a deep copy of the model they belong to the copy."""
-    hf.model.visual.patch_embed.forward = types.MethodType(_patch_embedding, hf.model.visual.patch_embed)
-    for module in hf.modules():
-        if type(module).__name__.endswith("RMSNorm"):
-            module.forward = types.MethodType(_rms_norm, module)
-
-
 # --- sampling one token -----------------------------------------------------------------------------------------------
 
 
@@ -329,7 +238,7 @@ def sample_tokens(logps: Tensor, noise: Tensor, width: int = 512) -> Tensor:
 
 
 @dataclass
-class Running:
+class DecodeState:
     """What a decode step reads and writes, all of it in place. Q and R shrink when rows leave; `tokens` keeps them all."""
 
     cache: GroupCache
@@ -345,103 +254,17 @@ class Running:
     eos: Tensor  # ids that end a completion
 
 
-@functools.cache
-def _graph_stream() -> torch.cuda.Stream:
-    """One for the process: cuBLAS keeps a workspace of 32 MB for every stream that it has seen."""
-    return torch.cuda.Stream()
+class TokenScores(NamedTuple):
+    """What is known of each token of a group's completions."""
 
-
-class CudaGraph:
-    """A step recorded once and replayed by one launch: started one by one from Python, the small kernels of a token keep
-    a GPU waiting many times longer than they keep it busy.
-
-    The recording refers to memory, not to values: all that it reads must outlive it, the bfloat16 copies of the weights
-    that autocast keeps among it. They exist since the prefill and go when `generate` leaves its context, after the graph.
-    """
-
-    def __init__(self):
-        self.stream, self.graph = _graph_stream(), None
-
-    def warm_up(self, step: Callable[[], None]) -> None:
-        """An ordinary step, on the stream that will record: libraries set up there what must not be recorded."""
-        self.graph = None  # frees the memory of the last recording
-        self.stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.stream):
-            step()
-        torch.cuda.current_stream().wait_stream(self.stream)
-
-    def record(self, step: Callable[[], None]) -> None:
-        """Nothing is computed: the kernels of `step` are written down. Other threads may go on using the GPU."""
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, stream=self.stream, capture_error_mode="thread_local"):
-            step()
-
-    def replay(self) -> None:
-        self.graph.replay()
-
-
-class Stepper:
-    """Does `step` once a call, recorded where there is a graph: the first step of a shape is an ordinary one, the second
-    is recorded, and from then on the recording runs until the shape changes, because rows left or completions grew."""
-
-    def __init__(self, step: Callable[[], None], graph: CudaGraph | None):
-        self.step, self.graph, self.shape, self.is_recorded = step, graph, None, False
-
-    def __call__(self, shape: tuple) -> None:
-        if self.graph is None:
-            self.step()
-        elif shape != self.shape:
-            self.shape, self.is_recorded = shape, False
-            self.graph.warm_up(self.step)
-        else:
-            if not self.is_recorded:
-                self.graph.record(self.step)
-                self.is_recorded = True
-            self.graph.replay()
-
-
-def _in_one_compute_context(method: Callable) -> Callable:
-    """Autocast keeps its bfloat16 copies of the weights until its outermost context ends: around all of sampling they are
-    made once, around each step they would be made for every token."""
-
-    @functools.wraps(method)
-    def wrapped(self, *args, **named):
-        with self._compute(), rounded_weights(self.text.layers, self.autocast if self.compile_decoding else None):
-            return method(self, *args, **named)
-
-    return wrapped
-
-
-@contextmanager
-def rounded_weights(layers, dtype: torch.dtype | None) -> Iterator[None]:
-    """The matrices of `layers` in `dtype`, for as long as this lasts. A compiled layer knows nothing of autocast's copies:
-    it would read the float32 weights and round them for every token. None: no change."""
-    matrices = [p for module in layers.modules() if isinstance(module, (torch.nn.Linear, lora.LoRALinear))
-                for p in (module.weight, module.bias) if p is not None and dtype]
-    whole = [p.data for p in matrices]
-    for p in matrices:
-        p.data = p.data.to(dtype)
-    try:
-        yield
-    finally:
-        for p, data in zip(matrices, whole):
-            p.data = data
-
-
-# --- one decoder layer ----------------------------------------------------------------------------------------------------
+    logps: Tensor  # (G, C)
+    entropies: Tensor | None = None  # (G, C), in nats, of the distribution that the token was sampled from; on request
 
 
 def decoder_layer(layer, hidden: Tensor, rope: tuple[Tensor, Tensor], attend: Callable) -> Tensor:
     """hidden (B, S, D) -> (B, S, D) through one of the library's decoder layers."""
     out = layer(hidden, attention_mask=None, position_embeddings=rope, attend=attend)
     return out if isinstance(out, Tensor) else out[0]  # older releases return a tuple
-
-
-@functools.cache
-def compiled_layer(backend: str = "inductor") -> Callable:
-    """`decoder_layer` compiled by torch.compile: neighbouring small operations become one kernel. Weights and caches are its
-    arguments and no layer knows its number, so it is compiled once for all layers, and again when shapes change."""
-    return torch.compile(decoder_layer, backend=backend, dynamic=True)
 
 
 # --- the model --------------------------------------------------------------------------------------------------------
@@ -458,8 +281,8 @@ class VideoLM:
         self.hf, self.tokenizer, self.source, self.pack_tokens = hf, tokenizer, source, pack_tokens
         self.visual, self.text, self.lm_head = hf.model.visual, hf.model.language_model, hf.lm_head
         self.text.config._attn_implementation = "grouped"
-        use_windows(self.visual)
-        use_own_forwards(hf)
+        kernels.use_windows(self.visual)
+        kernels.use_own_forwards(hf)
         config = hf.config
         self.video_token_id = config.video_token_id
         self.tokens_per_second = config.vision_config.tokens_per_second
@@ -483,8 +306,8 @@ class VideoLM:
         # when three quarters are done, and are looked at every eighth step, because asking whether they are done means
         # waiting. Elsewhere a row less is time saved at once.
         self.new_graph, self.look_every, self.retire_below, self.first_width = (
-            (CudaGraph, 8, 0.25, 256) if on_gpu else (lambda: None, 1, 0.75, 64))
-        self.is_sharded = False  # by `scale.shard`
+            (kernels.CudaGraph, 8, 0.25, 256) if on_gpu else (lambda: None, 1, 0.75, 64))
+        self.sharding: Sharding | None = None  # set where the weights are dealt out over several GPUs
         self.compile_decoding = False  # --compile: one compiled decoder layer serves all layers of a decode step
 
     @classmethod
@@ -503,10 +326,9 @@ class VideoLM:
         return cls(hf.to(device), AutoTokenizer.from_pretrained(name), name)
 
     def save(self, folder: str | Path, weights: dict[str, Tensor] | None = None) -> None:
-        """Weights (`weights`, or its own with LoRA adapters folded in), config, tokenizer, chat template and preprocessor
-        in Hugging Face layout."""
+        """`weights` (by default `full_weights`), config, tokenizer, chat template and preprocessor in Hugging Face layout."""
         folder = Path(folder)
-        self.hf.save_pretrained(folder, state_dict=lora.merged_state(self.hf) if weights is None else weights)
+        self.hf.save_pretrained(folder, state_dict=self.full_weights() if weights is None else weights)
         self.tokenizer.save_pretrained(folder)
         for file in COMPANION_FILES:
             found = cached_file(self.source, file, _raise_exceptions_for_missing_entries=False,
@@ -515,13 +337,22 @@ class VideoLM:
             if found is not None and Path(found).resolve() != (folder / file).resolve():
                 shutil.copyfile(found, folder / file)
 
-    def inside(self, work: Callable[[], list[Tensor]]) -> list[Tensor]:
-        """Run `work`, a forward pass in training. `scale.shard` puts the gathering of weights around it."""
-        return work()
+    def full_weights(self) -> dict[str, Tensor]:
+        """The weights by name, whole: with LoRA adapters folded in, or gathered from all ranks (then {} on all but one)."""
+        return self.sharding.full_weights() if self.sharding else lora.merged_state(self.hf)
 
-    def even_out(self, packs: list[list], idle: Callable, videos: bool = True) -> list[list]:
-        """The passes of a step; `scale.shard` puts `scale.even_out` here."""
-        return packs
+    def gathered(self):
+        """A context without gradients in which a sharded model has all weights in one place."""
+        return self.sharding.gathered() if self.sharding else nullcontext()
+
+    def as_reference(self):
+        """A context in which this model is what GRPO is held to: with LoRA, the frozen model without its adapters."""
+        return lora.adapters_off(self.hf)
+
+    @property
+    def vision_is_frozen(self) -> bool:
+        """Then a video's embeddings are the same in sampling, policy and reference, and are made once."""
+        return not any(p.requires_grad for p in self.visual.parameters())
 
     def pack(self, lengths: list[int]) -> list[list[int]]:
         """Consecutive indices, in packs of at most `pack_tokens` tokens (one at least): what shares a pass."""
@@ -548,9 +379,20 @@ class VideoLM:
         grid = torch.tensor(grids, device=self.device)  # (videos, 3)
         with self._compute():
             row = torch.cat(patches).to(self.device, self.visual.dtype)  # (N, 1176)
-            out = self.visual(row, grid_thw=grid, attend=WindowAttention())
+            out = self.visual(row, grid_thw=grid, attend=kernels.WindowAttention())
         merged = getattr(out, "pooler_output", out)  # older releases return the tensor itself
         return list(merged.split(sizes))
+
+    def encode_prompts(self, prompts: list[Prompt]) -> list[Tensor | None]:
+        """The video embeddings (V, D) of each prompt, None where it has no video, as many videos a pass as fit."""
+        seen = [i for i, prompt in enumerate(prompts) if prompt.patches is not None]
+        videos: list[Tensor | None] = [None] * len(prompts)
+        for pack in self.pack([len(prompts[i].patches) // 4 for i in seen]):
+            pack = [seen[i] for i in pack]
+            encoded = self.encode_videos([prompts[i].patches for i in pack], [prompts[i].grid for i in pack])
+            for i, video in zip(pack, encoded):
+                videos[i] = video
+        return videos
 
     def embed(self, prompt: Tensor, video: Tensor | None) -> Tensor:
         """prompt (P,) token ids, video (V, D) or None -> (1, P, D): the video's rows replace those of its placeholders."""
@@ -587,7 +429,6 @@ class VideoLM:
     # --- sampling ---
 
     @torch.no_grad()
-    @_in_one_compute_context
     def generate(self, embeds: list[Tensor], positions: list[Tensor], *, group_size: int, max_new_tokens: int,
                  temperature: float, seeds: list[int]) -> list[tuple[Tensor, Tensor]]:
         """Sample `group_size` completions of each question, all questions together.
@@ -599,27 +440,31 @@ class VideoLM:
         self.hf.eval()
         cache = GroupCache(len(self.text.layers), [p.shape[1] for p in positions], group_size, max_new_tokens,
                            self.first_width)
-        last = self._prefill(embeds, positions, cache)  # (Q, D): the hidden state that predicts the first token
-        run = self._begin(positions, group_size, max_new_tokens, temperature, seeds, cache)
-        self._sample(run, last[:, None].expand(-1, group_size, -1))
-        stepper = Stepper(lambda: self.decode_step(run), self.new_graph())
-        for c in range(1, max_new_tokens):
-            if c % self.look_every == 0:
-                if bool(run.done.all()):
-                    break
-                self._retire(run)
-            cache.widen(c)
-            stepper((*run.rows.shape, cache.width))
-        tokens, logps, lengths = (x.unflatten(0, (len(seeds), group_size)) for x in (run.tokens, run.logps, run.lengths))
+        # Autocast keeps its bfloat16 copies of the weights until its outermost context ends: here they are made once, in a
+        # context around each step they would be made for every token.
+        with self._compute(), kernels.rounded_weights(self.text.layers, self.autocast if self.compile_decoding else None):
+            last = self._prefill(embeds, positions, cache)  # (Q, D): the hidden state that predicts the first token
+            state = self._begin(positions, group_size, max_new_tokens, temperature, seeds, cache)
+            self._sample(state, last[:, None].expand(-1, group_size, -1))
+            stepper = kernels.Stepper(lambda: self.decode_step(state), self.new_graph())
+            for c in range(1, max_new_tokens):
+                if c % self.look_every == 0:
+                    if bool(state.done.all()):
+                        break
+                    self._retire(state)
+                cache.widen(c)
+                stepper((*state.rows.shape, cache.width))
+        shape = (len(seeds), group_size)
+        tokens, logps, lengths = (x.unflatten(0, shape) for x in (state.tokens, state.logps, state.lengths))
         return [(tokens[q, :, :n], logps[q, :, :n]) for q, n in enumerate(lengths.amax(1).tolist())]
 
     def _begin(self, positions: list[Tensor], G: int, C: int, temperature: float, seeds: list[int],
-               cache: GroupCache) -> Running:
+               cache: GroupCache) -> DecodeState:
         """The state before the first token: nothing sampled, nothing done, the noise drawn."""
         Q, device = len(seeds), self.device
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         noise = torch.stack([torch.rand(C, G, dtype=torch.float64, generator=generator) for generator in generators], dim=1)
-        return Running(
+        return DecodeState(
             cache, temperature, noise.flatten(1).to("cpu" if device.type == "mps" else device),  # (C, Q G)
             tokens=torch.full((Q * G, C), self.tokenizer.pad_token_id, device=device),
             logps=torch.zeros(Q * G, C, device=device),
@@ -642,43 +487,43 @@ class VideoLM:
         cache.seal()
         return torch.cat(last)
 
-    def decode_step(self, run: Running) -> None:
+    def decode_step(self, state: DecodeState) -> None:
         """One token further, for all rows: feed the last one, sample the next. No shape, address or branch in here depends
         on how far the completions are, and nothing waits for the device: that is what lets a CUDA graph record it."""
-        Q, R = run.rows.shape
-        run.cache.begin_step()
-        embeds = self._look_up(run.token.view(Q * R, 1))  # (Q R, 1, D)
-        position = (run.position + run.cache.t)[:, None].expand(Q, R)
+        Q, R = state.rows.shape
+        state.cache.begin_step()
+        embeds = self._look_up(state.token.view(Q * R, 1))  # (Q R, 1, D)
+        position = (state.position + state.cache.t)[:, None].expand(Q, R)
         position = position.reshape(1, Q * R, 1).expand(3, -1, -1)  # text: the same on all three axes
-        run_layer = compiled_layer() if self.compile_decoding else decoder_layer
-        hidden = self._layers(embeds, position, run.cache.of, run_layer)
-        run.cache.t += 1
-        self._sample(run, hidden.view(Q, R, -1))
+        run_layer = kernels.compiled(decoder_layer) if self.compile_decoding else decoder_layer
+        hidden = self._layers(embeds, position, state.cache.of, run_layer)
+        state.cache.t += 1
+        self._sample(state, hidden.view(Q, R, -1))
 
-    def _sample(self, run: Running, hidden: Tensor) -> None:
+    def _sample(self, state: DecodeState, hidden: Tensor) -> None:
         """hidden (Q, R, D) -> the next token of each row, to where it belongs; rows that are done write padding."""
-        distribution = self._log_softmax(hidden, run.temperature or 1.0)  # (Q, R, W)
-        t, rows, where = run.cache.t, run.rows.flatten(), run.noise.device
-        u = run.noise[t.to(where), rows.to(where)].view(run.rows.shape)
-        token = distribution.argmax(-1) if run.temperature == 0 else sample_tokens(distribution, u)  # (Q, R)
+        distribution = self._log_softmax(hidden, state.temperature or 1.0)  # (Q, R, W)
+        t, rows, where = state.cache.t, state.rows.flatten(), state.noise.device
+        u = state.noise[t.to(where), rows.to(where)].view(state.rows.shape)
+        token = distribution.argmax(-1) if state.temperature == 0 else sample_tokens(distribution, u)  # (Q, R)
         logp = distribution.gather(-1, token[..., None]).squeeze(-1)
-        run.tokens[rows, t] = token.masked_fill(run.done, self.tokenizer.pad_token_id).flatten()
-        run.logps[rows, t] = logp.masked_fill(run.done, 0.0).flatten()
-        run.lengths[rows] += (~run.done).flatten()
-        run.token.copy_(token)
-        run.done |= (token[..., None] == run.eos).any(-1)
+        state.tokens[rows, t] = token.masked_fill(state.done, self.tokenizer.pad_token_id).flatten()
+        state.logps[rows, t] = logp.masked_fill(state.done, 0.0).flatten()
+        state.lengths[rows] += (~state.done).flatten()
+        state.token.copy_(token)
+        state.done |= (token[..., None] == state.eos).any(-1)
 
-    def _retire(self, run: Running) -> None:
+    def _retire(self, state: DecodeState) -> None:
         """Drop questions that are finished, and rows once every question has some to spare; copies only when it pays."""
-        left = (~run.done).sum(1)  # (Q,)
+        left = (~state.done).sum(1)  # (Q,)
         questions, R = torch.nonzero(left).squeeze(1), int(left.max())
-        if len(questions) * R > self.retire_below * run.rows.numel():
+        if len(questions) * R > self.retire_below * state.rows.numel():
             return
-        order = run.done[questions].long().argsort(dim=1, stable=True)[:, :R]  # running rows first; finished ones fill up
-        run.cache.keep(questions, order)
+        order = state.done[questions].long().argsort(dim=1, stable=True)[:, :R]  # running rows first; finished ones fill up
+        state.cache.keep(questions, order)
         pick = (questions[:, None], order)
-        run.rows, run.done, run.token = run.rows[pick], run.done[pick], run.token[pick]
-        run.position = run.position[questions]
+        state.rows, state.done, state.token = state.rows[pick], state.done[pick], state.token[pick]
+        state.position = state.position[questions]
 
     # --- scoring ---
 
@@ -688,15 +533,14 @@ class VideoLM:
 
         `share_prefix=False` repeats the prompt for every completion, as other code does: same numbers, G times the work.
         """
-        return self.logprobs_packed([embeds], [positions], [tokens], temperature, share_prefix)[0]
+        return self.logprobs_packed([embeds], [positions], [tokens], temperature, share_prefix)[0].logps
 
     def logprobs_packed(self, embeds: list[Tensor], positions: list[Tensor], tokens: list[Tensor], temperature: float,
                         share_prefix: bool = True, with_entropy: bool = False,
-                        fed: list[Tensor] | None = None) -> list[Tensor]:
-        """The same for several questions in one pass -> one (G, C) each.
+                        fed: list[Tensor] | None = None) -> list[TokenScores]:
+        """The same for several questions in one pass.
 
-        `with_entropy` -> one (2, G, C) each: behind the log-probabilities the entropy, in nats, of the distribution that
-        each token was sampled from, differentiable too. It costs further passes over the logits, so only on request.
+        `with_entropy`: entropies too, differentiable. They cost further passes over the logits, so only on request.
         `fed`: the completions' embeddings where `embed_groups` has looked them up already.
         """
         fed = self.embed_groups([], [], tokens)[1] if fed is None else fed  # (G, C - 1, D) each
@@ -717,35 +561,36 @@ class VideoLM:
         for (P, G, own), h, t in zip(spans, hidden[0].split([P + G * own for P, G, own in spans]), tokens):
             first = h[P - 1].expand(G, 1, -1)  # the prompt's last position predicts the first token of all G
             states = torch.cat([first, h[P:].view(G, own, h.shape[-1])], dim=1)  # (G, C, D)
-            out.append(self._token_logps(states, t.to(self.device), temperature, with_entropy))
+            out.append(self._score_tokens(states, t.to(self.device), temperature, with_entropy))
         return out
 
     def _logprobs_repeated(self, embeds: Tensor, fed: Tensor, positions: Tensor, tokens: Tensor, temperature: float,
-                           with_entropy: bool = False) -> Tensor:
-        """The textbook way, to compare with: G rows of prompt and completion, plain causal attention. -> (G, C)."""
+                           with_entropy: bool = False) -> TokenScores:
+        """The textbook way, to compare with: G rows of prompt and completion, plain causal attention."""
         self.hf.train(torch.is_grad_enabled())
         (G, C), P = tokens.shape, embeds.shape[1]
         own = positions.max() + 1 + torch.arange(C - 1, device=positions.device)
         where = torch.cat([positions, own.expand(3, -1)], dim=1)[:, None].expand(-1, G, -1)  # (3, G, P + C - 1)
         row = torch.cat([embeds.expand(G, -1, -1), fed], dim=1)  # (G, P + C - 1, D)
         hidden = self._layers(row, where, lambda layer: causal_attention)
-        return self._token_logps(hidden[:, P - 1:], tokens.to(self.device), temperature, with_entropy)
+        return self._score_tokens(hidden[:, P - 1:], tokens.to(self.device), temperature, with_entropy)
 
-    def _token_logps(self, states: Tensor, tokens: Tensor, temperature: float, with_entropy: bool = False,
-                     rows: int = 4096) -> Tensor:
-        """states (G, C, D), tokens (G, C) -> (G, C), or (2, G, C) with the entropies. Logits exist for `rows` tokens at a
-        time and are recomputed backward: 8 completions of 1,024 tokens over 152,000 words would be 5 GB in float32."""
+    def _score_tokens(self, states: Tensor, tokens: Tensor, temperature: float, with_entropy: bool = False,
+                      rows: int = 4096) -> TokenScores:
+        """states (G, C, D), tokens (G, C): the hidden states that predict them. Logits exist for `rows` tokens at a time and
+        are recomputed backward: 8 completions of 1,024 tokens over 152,000 words would be 5 GB in float32."""
 
-        def piece(h: Tensor, t: Tensor) -> Tensor:
+        def piece(h: Tensor, t: Tensor) -> tuple[Tensor, ...]:
             distribution = self._log_softmax(h, temperature)  # (rows, W)
             logps = distribution.gather(-1, t[:, None]).squeeze(-1)  # (rows,)
-            return torch.stack([logps, self._entropy(distribution)]) if with_entropy else logps
+            return (logps, self._entropy(distribution)) if with_entropy else (logps,)
 
-        shape = (2, *tokens.shape) if with_entropy else tokens.shape
-        pieces = zip(states.flatten(0, 1).split(rows), tokens.flatten().split(rows))
         if tokens.numel() <= rows:  # small: keep the logits
-            return piece(states.flatten(0, 1), tokens.flatten()).view(shape)
-        return torch.cat([checkpoint(piece, h, t, use_reentrant=False) for h, t in pieces], dim=-1).view(shape)
+            pieces = [piece(states.flatten(0, 1), tokens.flatten())]
+        else:
+            pieces = [checkpoint(piece, h, t, use_reentrant=False)
+                      for h, t in zip(states.flatten(0, 1).split(rows), tokens.flatten().split(rows))]
+        return TokenScores(*(torch.cat(x).view(tokens.shape) for x in zip(*pieces)))
 
     # --- shared by sampling and scoring: the same layers, the same softmax ---
 
