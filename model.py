@@ -57,17 +57,24 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float) 
     """Attention in which the last query sees every key: query (B, H, S, d), key and value (B, K, S', d), S <= S'.
 
     With fewer queries than keys the causal triangle is anchored at the lower right (the keys in front are a prefix that
-    everybody sees). SDPA's own `is_causal` is anchored at the upper left, hence `causal_lower_right`. That is a name for a
-    mask, not a mask: flash attention refuses a tensor of ones and zeros. With `enable_gqa` a key head serves several query
-    heads where it lies; repeating it would write the prompt's keys and values again for each head and completion.
+    everybody sees). SDPA's own `is_causal` is anchored at the upper left, hence a mask. With `enable_gqa` a key head serves
+    several query heads where it lies; repeating it would write the prompt's keys and values again for each head.
     """
     S, S_all = query.shape[2], key.shape[2]
     if flash_attn_func is not None and query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
         out = flash_attn_func(*(x.transpose(1, 2) for x in (query, key, value)), softmax_scale=scaling, causal=True)
         return out.transpose(1, 2)
-    mask = None if S == S_all else causal_lower_right(S, S_all)
+    mask = None if S == S_all else lower_right_mask(S, S_all, query.device.type)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None, scale=scaling,
                                           enable_gqa=True)
+
+
+def lower_right_mask(S: int, S_all: int, device: str) -> Tensor:
+    """(S, S_all), true where a query may look. On a GPU the name of such a mask: flash attention refuses a tensor of ones and
+    zeros and knows this one by itself."""
+    if device == "cuda":
+        return causal_lower_right(S, S_all)
+    return torch.ones(S, S_all, dtype=torch.bool, device=device).tril(S_all - S)
 
 
 class PackedAttention:

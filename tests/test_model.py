@@ -562,9 +562,12 @@ def test_the_norms_are_the_librarys(model, model_folder, dtype, tolerance):
         assert got.dtype == dtype
 
 
-def test_attention_behind_a_prefix_is_that_of_an_explicit_mask():
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_attention_behind_a_prefix_is_that_of_an_explicit_mask(monkeypatch, device):
     """SDPA's `is_causal` is anchored at the upper left: with fewer queries than keys each token would see the prompt's
-    first tokens only. Values and gradients in float64, two query heads to a key head."""
+    first tokens only. Values and gradients in float64, two query heads to a key head, with the mask of either device."""
+    masks = {name: model_file.lower_right_mask(5, 12, name) for name in ("cpu", "cuda")}
+    monkeypatch.setattr(model_file, "lower_right_mask", lambda *_: masks[device])
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(3, heads, length, 8, dtype=torch.float64, generator=generator).requires_grad_()
                for heads, length in ((4, 5), (2, 12), (2, 12)))
