@@ -17,8 +17,9 @@ and gradient checkpointing are the same on all sides, and what they compute is c
 Every step of a run has other sizes, as real questions have, and there is no warm-up: what a shape costs when it is new
 (buffers, tuning, recorded graphs) is in the figures. They are medians over the steps.
 
-Seconds depend on the machine, and so do ratios, less: by how memory, matrix products and starting a kernel compare. Beside
-each stands what the arithmetic allows: floating point operations and bytes over the rates of this machine, measured first.
+Seconds depend on the machine and on the sizes, and so do ratios: on another one memory, matrix products and the start of a
+kernel compare otherwise. Beside each stands what the arithmetic allows: floating point operations and bytes over the rates of
+this machine, measured first.
 
 Left out: decoding of videos, the optimiser's step, rewards of real text, TRL's entropy for its log; vLLM as sampler.
 Completions are all C tokens long.
@@ -65,7 +66,7 @@ NO_END = [-1]  # no token ends a completion: random weights say nothing, and bot
 @dataclass
 class Case:
     policy: VideoLM
-    reference: VideoLM  # the same weights, in bfloat16 on a GPU; the other sides train it, as long as no step is taken
+    reference: VideoLM  # the same weights, in bfloat16 on a GPU; no step is taken, so it is also the others' policy
     shape: plan.Model
     prompt: Prompt
     G: int
@@ -119,8 +120,8 @@ def cast_weights(hf: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
 
 
 def cases_of(case: Case, frames: int, steps: int) -> list[Case]:
-    """The case in the sizes of one step after the other. Not the same number twice: what is kept for a shape that was
-    seen before (compiled or tuned kernels, memory of the right size) would not be there in training."""
+    """The case in the sizes of one step after the other. What a library keeps for a shape that it has seen before (tuned
+    kernels, memory of the right size) is seldom there in training, and must not be there in the figures."""
     sizes = [SIZES[i % len(SIZES)] for i in range(steps)]
     return [replace(case, prompt=build_prompt(case.policy, round(case.P * share), frames), G=max(case.G + more, 1))
             for share, more in sizes]
@@ -188,11 +189,12 @@ def loss_of(logps: torch.Tensor, ref_logps: torch.Tensor, G: int, rows: slice = 
 
 class VideoChatStep:
     """One question, by the library's own model, positions and attention, with the inputs that its processor would make.
-    It scores the tokens that our side has sampled, so that the two can be compared. The policy is the reference's copy
-    of the weights: equal to ours up to its precision, which is the one that these trainers have."""
+    It scores the tokens that our side has sampled, so that the two can be compared. Its policy is the copy of the weights
+    that serves as the reference: it has the precision these trainers train in, and no step makes the two differ."""
 
     def __init__(self, case: Case, tokens: torch.Tensor):
-        self.case, self.tokens, self.policy, self.patches_seen = case, tokens, case.reference, 0
+        self.case, self.tokens, self.policy = case, tokens, case.reference
+        self.patches_seen: int | None = None  # by the vision tower in `generate`
         self.copies = 1  # of the question, given to `generate`
         self.rows = case.G  # that go through the model together
         self.kept = case.P + case.C  # positions with logits: all
@@ -226,7 +228,7 @@ class VideoChatStep:
         assert out.shape == (G, self.case.P + C)
         self.patches_seen = sum(counts)
 
-    def score(self, model: VideoLM, rows: slice = slice(None), banned: list[int] = ()) -> torch.Tensor:
+    def score(self, model: VideoLM, rows: slice, banned: list[int] = ()) -> torch.Tensor:
         """-> (rows, C). `banned` ids are left out of the softmax, as on our side, where it is compared."""
         case, grad = self.case, torch.is_grad_enabled()
         model.hf.train(grad)
@@ -415,7 +417,7 @@ def compare_sides(case: Case, theirs: VideoChatStep, ours: OurStep) -> dict[str,
     with torch.no_grad():
         (scored,) = score_groups(case.policy, [ours.group], 1.0, reuse_video=False)
         with case.policy._compute():
-            library = theirs.score(case.policy, banned=case.policy.banned_ids)
+            library = torch.cat([theirs.score(case.policy, rows, case.policy.banned_ids) for rows in theirs.pieces()])
     gaps = {"library": (scored - library).abs(), "sampled": (scored - ours.group.sampled_logps).abs()}
     return {f"{name}_{kind}": float(value) for name, gap in gaps.items()
             for kind, value in (("max", gap.max()), ("mean", gap.mean()))}
@@ -425,7 +427,7 @@ def find_problems(case: Case, theirs: VideoChatStep, differences: dict[str, floa
     """Why the comparison does not hold, if it does not: some releases of the library do more than they have to, or
     something else, and would make us look good."""
     problems, patches = [], len(case.prompt.patches)
-    if theirs.patches_seen != patches:
+    if theirs.patches_seen not in (None, patches):  # None: there was no memory for it
         problems.append(f"transformers {transformers.__version__} puts {theirs.patches_seen / patches:.3g} videos through the "
                         f"vision tower in generate(num_return_sequences={case.G}) where one is enough")
     limit = 0.05 if case.policy.autocast else 1e-3
@@ -515,7 +517,7 @@ def print_report(report: dict) -> None:
     rates, gaps, scoring = report["rates"], report["differences"], report["scoring"]
     sizes = "; ".join(f"{c['P']} ({c['V']} of video), {c['G']}" for c in cases)
     print(f"{report['shape']} on {report['machine']}; torch {report['torch']}, transformers {report['transformers']}")
-    print(f"P and G of the {len(cases)} step(s): {sizes}; C = {C}; the figures are medians, of memory the largest")
+    print(f"{len(cases)} step(s), P and G: {sizes}; C = {C}; medians, of memory the largest")
     print(f"measured rates: {rates['flops'] / 1e12:.3g} Tflop/s of matrix products, {rates['bytes'] / 1e9:.3g} GB/s copied\n")
     print_problems(report)
     print(f"{'':18}|{'seconds':^24}|{'times faster than':^32}|{'peak memory, MB':^24}| of the")
@@ -524,7 +526,7 @@ def print_report(report: dict) -> None:
     print(f"{'':18}|{names}|{'got':>8}{'allowed':>8}{'got':>8}{'allowed':>8}|{names}|{'ours':>8}")
     for row in report["table"]:
         sides = [row[side] for side in (*PEERS, "ours")]
-        seconds = [show(side["seconds"], 2) for side in sides]
+        seconds = [show(side["seconds"], 2, "no room") for side in sides]
         ratios = [show(row[side][kind], 1) for side in PEERS for kind in ("ratio", "bound_ratio")]
         memory = [show(side["peak_bytes"] and side["peak_bytes"] / 1e6, 0) for side in sides]
         share = row["ours"]["bound_seconds"] / row["ours"]["seconds"]
@@ -551,21 +553,22 @@ def print_problems(report: dict) -> None:
         print(f"THE COMPARISON DOES NOT HOLD: {problem}")
 
 
-def show(value: float | None, digits: int) -> str:
-    return f"{'-':>8}" if value is None else f"{value:8.{digits}f}"
+def show(value: float | None, digits: int, otherwise: str = "-") -> str:
+    return f"{otherwise:>8}" if value is None else f"{value:8.{digits}f}"
 
 
-def measure_sides(case: Case, rates: dict[str, float]) -> tuple[dict[str, dict], OurStep, VideoChatStep]:
-    """One step on every side, ours first: the others score what it has sampled."""
+def measure_sides(case: Case) -> tuple[dict[str, dict], dict]:
+    """One step on every side, ours first: the others score what it has sampled. -> figures and steps, by side."""
     ours = OurStep(case)
     figures = {"ours": measure_step(case, ours)}
     if None in figures["ours"].values():
-        raise SystemExit(f"\nour own step does not fit this device: {figures['ours']}; take a shorter --prompt or a smaller --group")
-    steps = {side: cls(case, ours.tokens) for side, cls in PEERS.items()}
-    figures |= {side: measure_step(case, step) for side, step in steps.items()}
+        raise SystemExit(f"\nour own step does not fit this device: {figures['ours']}; take a shorter --prompt or a smaller "
+                         "--group")
+    steps = {"ours": ours} | {side: cls(case, ours.tokens) for side, cls in PEERS.items()}
+    figures |= {side: measure_step(case, steps[side]) for side in PEERS}
     for model in (case.policy, case.reference):
         model.hf.zero_grad(set_to_none=True)
-    return figures, ours, steps["videochat"]
+    return figures, steps
 
 
 def run(case: Case, frames: int, steps: int) -> dict:
@@ -574,13 +577,12 @@ def run(case: Case, frames: int, steps: int) -> dict:
     cases = cases_of(case, frames, steps)
     for number, case in enumerate(cases):
         print(f"step {number + 1} of {steps}, ", end="", file=sys.stderr, flush=True)
-        figures, ours, theirs = measure_sides(case, rates)
+        figures, sides = measure_sides(case)
         tables.append(table_of(case, figures, bounds_of(case, rates)))
         hardware.append(flops_of(case)["ours"]["forward"] / figures["ours"]["backward"]["seconds"] / rates["flops"])
         if number == 0:  # once: it says what is computed, not how fast
-            differences = compare_sides(case, theirs, ours)
-            problems = find_problems(case, theirs, differences)
-    del ours, theirs
+            differences = compare_sides(case, sides["trl"], sides["ours"])  # the side that needs little memory
+            problems = find_problems(case, sides["videochat"], differences)
     print("decoding, ", end="", file=sys.stderr, flush=True)
     decode = [median_of([measure_decode(case, rates, questions) for case in cases]) for questions in (1, 4)]
     print("scoring\n", file=sys.stderr, flush=True)

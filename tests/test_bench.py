@@ -120,8 +120,8 @@ def test_weights_in_bfloat16_leave_the_positions_alone(case, model_folder):
 
 
 def test_a_library_that_does_more_than_it_must_is_named_and_gets_no_ratio(case, tmp_path, capsys, monkeypatch):
-    """transformers 5.17 runs the vision tower G times in `generate` and places text behind a video elsewhere: ratios to that
-    would be better for us, and would be quoted."""
+    """transformers 5.17 runs the vision tower G times in `generate` and numbers the frames of a video otherwise: ratios to
+    that would be better for us, and would be quoted."""
 
     class Wasteful(bench.VideoChatStep):
         def __init__(self, case, tokens):
