@@ -13,6 +13,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from model import VideoLM
 
+# These compare with the installed library's own positions and `generate`. Older releases have other positions behind a video,
+# and 5.17 runs the tower once a completion, of which bench.py itself says that the comparison does not hold.
+own_positions = pytest.mark.skipif(tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 23),
+                                   reason=f"compares with transformers 5.23; this is {transformers.__version__}")
+
 SMALL = ["--prompt", "90", "--frames", "8", "--group", "3", "--completion", "5"]
 
 
@@ -21,6 +26,7 @@ def case():
     return bench.build_case(bench.build_model("tiny", "cpu"), P=90, frames=8, G=3, C=5)
 
 
+@own_positions
 def test_one_command_measures_all_sides_and_prints_the_table(tmp_path, capsys):
     """What README shows must come out of the command beside it, and the figures must be about the same tokens."""
     bench.main([*SMALL, "--repeats", "2", "--out", str(tmp_path)])
@@ -53,6 +59,7 @@ def test_a_step_that_found_no_memory_or_was_slow_once_does_not_become_the_median
                                        "trl": {"seconds": None, "peak_bytes": None}}]
 
 
+@own_positions
 @pytest.mark.parametrize("side", bench.PEERS)
 def test_all_sides_have_the_same_gradient(case, side):
     """A baseline that learns something else, or nothing, is no baseline: its backward pass would be cheaper."""
@@ -141,6 +148,7 @@ def test_a_library_that_does_more_than_it_must_is_named_and_gets_no_ratio(case, 
         assert "do not compute the same" in bench.find_problems(case, step, {"library_mean": gap})[0]
 
 
+@own_positions
 @pytest.mark.parametrize("shape", ["3b", pytest.param("7b", marks=pytest.mark.slow)])
 def test_published_sizes_run_on_both_sides(shape):
     """The one run that needs a large GPU must not end at a missing field of the config: here it is narrow, else whole."""
@@ -161,6 +169,7 @@ def test_published_sizes_run_on_both_sides(shape):
     assert bench.compare_sides(case, peers, ours)["library_max"] < 1e-4
 
 
+@own_positions
 def test_the_bounds_count_what_the_modules_do(case):
     """An operation counted twice makes every code look twice as good; the counter of torch has no such interest."""
     ours = bench.OurStep(case)
