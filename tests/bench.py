@@ -1,15 +1,28 @@
-"""Our step against the step as other GRPO code for video does it: `python tests/bench.py`, in one process, as ratios.
+"""Our step against the step of two other GRPO trainers: `python tests/bench.py`, in one process, as ratios.
 
     python tests/bench.py                                            a tiny model on the CPU, about a minute
     python tests/bench.py --device cuda --shape 3b --out bench-3b    random weights of the published size
 
-The other side is written out here (`PeersStep`): the installed transformers' `generate(num_return_sequences=G)`, which runs
-the vision tower once and the prompt G times; then pixels repeated G times, log-probabilities of full sequences from full
-logits, for the policy and for the reference. Weights, tokens, precision and gradient checkpointing are the same on both
-sides, and what both compute is compared. Seconds depend on the machine, ratios hardly do. Beside each stands what the
-arithmetic allows: floating point operations and bytes over the rates of this machine, measured first.
+The other sides are written out here, over the installed transformers: the model, its positions, its attention, `generate`.
 
-Left out: decoding of videos, the optimiser's step, rewards of real text. Completions are all C tokens long.
+    VideoChat-R1   `generate(num_return_sequences=G)`; pixels repeated G times; logits of prompt and completion; log-softmax
+                   of one row after another in the logits' own precision (`VideoChatStep`).
+    TRL            G copies of the prompt, video included, into `generate`; logits of the completion only
+                   (`logits_to_keep`); `TRL_ROWS` completions at a time, forward and backward (`TrlStep`). TRL has no video
+                   column: this is what it does with images.
+
+Both have bfloat16 weights on a GPU, as VideoChat-R1 has, where ours are float32 with autocast, as train.py has them. Tokens
+and gradient checkpointing are the same on all sides, and what they compute is compared.
+
+Every step of a run has other sizes, as real questions have, and there is no warm-up: what a shape costs when it is new
+(buffers, tuning, recorded graphs) is in the figures. They are medians over the steps.
+
+Seconds depend on the machine and on the sizes, and so do ratios: on another one memory, matrix products and the start of a
+kernel compare otherwise. Beside each stands what the arithmetic allows: floating point operations and bytes over the rates of
+this machine, measured first.
+
+Left out: decoding of videos, the optimiser's step, rewards of real text, TRL's entropy for its log; vLLM as sampler.
+Completions are all C tokens long.
 
 Letters: P prompt tokens with V video tokens among them, G completions of C tokens.
 """
@@ -21,11 +34,13 @@ import ctypes
 import json
 import math
 import platform
+import statistics
 import sys
 import threading
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -41,15 +56,17 @@ from tools import plan  # noqa: E402
 
 # --- the case: a model, a question, sizes -----------------------------------------------------------------------------
 
-DEFAULTS = {"tiny": (2000, 64), "3b": (3800, 150), "7b": (3800, 150)}  # P, C
+DEFAULTS = {"tiny": (1000, 64), "3b": (3800, 150), "7b": (3800, 150)}  # P, C
 SAMPLE = {"id": "bench", "task": "qa", "question": "?", "options": ["a", "b"], "answer": "A", "video": "none"}
+SIZES = ((1, 0), (0.85, -1), (1.15, 0), (0.92, -1), (1.08, 1))  # of one step after the other: share of P, more of G
+TRL_ROWS = 2  # per_device_train_batch_size: what is chosen where memory is short, as it is with videos
 NO_END = [-1]  # no token ends a completion: random weights say nothing, and both sides shall say as much of it
 
 
 @dataclass
 class Case:
     policy: VideoLM
-    reference: VideoLM
+    reference: VideoLM  # the same weights, in bfloat16 on a GPU; no step is taken, so it is also the others' policy
     shape: plan.Model
     prompt: Prompt
     G: int
@@ -67,7 +84,7 @@ class Case:
 def build_model(shape: str, device: str) -> transformers.Qwen2_5_VLForConditionalGeneration:
     """Random weights, made where they will be used: 7B in float32 would fill the memory of most machines."""
     if shape == "tiny":
-        return toy.build_model(toy.build_tokenizer(["a benchmark needs no words"]), 0, hidden=256, layers=6).to(device)
+        return toy.build_model(toy.build_tokenizer(["a benchmark needs no words"]), 0, hidden=256, layers=3).to(device)
     with torch.random.fork_rng(), torch.device(device):
         torch.manual_seed(0)
         return transformers.Qwen2_5_VLForConditionalGeneration(published_config(shape))
@@ -80,18 +97,34 @@ def published_config(shape: str) -> transformers.Qwen2_5_VLConfig:
     return config
 
 
-def build_case(hf: transformers.Qwen2_5_VLForConditionalGeneration, P: int, frames: int, G: int, C: int) -> Case:
+def build_case(hf: transformers.Qwen2_5_VLForConditionalGeneration, P: int, frames: int, G: int, C: int,
+               dtype: torch.dtype | None = None) -> Case:
+    """`dtype` is that of the reference: bfloat16 on a GPU and float32 elsewhere, as train.py loads it."""
     tokenizer = toy.build_tokenizer(["a benchmark needs no words"])
     shape = plan.count(hf.config)  # before VideoLM names attentions in it that no new model can be built with
-    reference = copy.deepcopy(hf).requires_grad_(False)
-    if hf.device.type == "cuda":
-        reference.to(torch.bfloat16)  # as train.py loads it
+    reference = cast_weights(copy.deepcopy(hf), dtype or (torch.bfloat16 if hf.device.type == "cuda" else torch.float32))
     models = [VideoLM(x, tokenizer, "", pack_tokens=1) for x in (hf, reference)]
     for model in models:
         with warnings.catch_warnings(action="ignore"):  # of a newer name
             model.hf.gradient_checkpointing_enable({"use_reentrant": False})
         model.eos_ids = NO_END
     return Case(*models, shape, build_prompt(models[0], P, frames), G, C)
+
+
+def cast_weights(hf: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
+    """Parameters alone, as `from_pretrained(dtype=...)` does. `hf.to(dtype)` casts the rotary frequencies too, and in
+    bfloat16 the angle of position 3,800 is wrong by several radians."""
+    for p in hf.parameters():
+        p.data = p.data.to(dtype)
+    return hf
+
+
+def cases_of(case: Case, frames: int, steps: int) -> list[Case]:
+    """The case in the sizes of one step after the other. What a library keeps for a shape that it has seen before (tuned
+    kernels, memory of the right size) is seldom there in training, and must not be there in the figures."""
+    sizes = [SIZES[i % len(SIZES)] for i in range(steps)]
+    return [replace(case, prompt=build_prompt(case.policy, round(case.P * share), frames), G=max(case.G + more, 1))
+            for share, more in sizes]
 
 
 def build_prompt(model: VideoLM, P: int, frames: int, text: int = 200) -> Prompt:
@@ -124,6 +157,9 @@ class OurStep:
     def __init__(self, case: Case):
         self.case, self.group = case, None
 
+    def phases(self) -> list[tuple]:
+        return [(name, getattr(self, name)) for name in PHASES]
+
     def sample(self) -> None:
         case = self.case
         (self.group,) = rollout(case.policy, [case.prompt], group_size=case.G, max_new_tokens=case.C, temperature=1.0,
@@ -138,69 +174,108 @@ class OurStep:
         (self.logps,) = score_groups(self.case.policy, [self.group], 1.0, reuse_video=False)
 
     def backward(self) -> None:
-        loss_of(self.logps, self.ref_logps).backward()
+        loss_of(self.logps, self.ref_logps, self.case.G).backward()
 
 
-def loss_of(logps: torch.Tensor, ref_logps: torch.Tensor) -> torch.Tensor:
-    """With advantages made up, since random answers are all equally wrong."""
-    advantages = torch.linspace(-1, 1, len(logps), device=logps.device)
+def loss_of(logps: torch.Tensor, ref_logps: torch.Tensor, G: int, rows: slice = slice(None)) -> torch.Tensor:
+    """Of `rows` of the G completions, with advantages made up, since random answers are all equally wrong."""
+    advantages = torch.linspace(-1, 1, G, device=logps.device)[rows]
     return grpo_loss(logps, logps.detach(), advantages, torch.ones_like(logps, dtype=torch.bool), ref_logps=ref_logps,
-                     beta=0.04, clip_low=0.2, clip_high=0.2)[0]
+                     beta=0.04, clip_low=0.2, clip_high=0.2, denominator=G)[0]
 
 
-# --- the step as the peers do it --------------------------------------------------------------------------------------
+# --- the step as the others do it -------------------------------------------------------------------------------------
 
 
-class PeersStep:
+class VideoChatStep:
     """One question, by the library's own model, positions and attention, with the inputs that its processor would make.
-    It scores the tokens that our side has sampled, so that the two can be compared."""
+    It scores the tokens that our side has sampled, so that the two can be compared. Its policy is the copy of the weights
+    that serves as the reference: it has the precision these trainers train in, and no step makes the two differ."""
 
     def __init__(self, case: Case, tokens: torch.Tensor):
-        self.case, self.tokens = case, tokens
+        self.case, self.tokens, self.policy = case, tokens, case.reference
+        self.patches_seen: int | None = None  # by the vision tower in `generate`
+        self.copies = 1  # of the question, given to `generate`
+        self.rows = case.G  # that go through the model together
+        self.kept = case.P + case.C  # positions with logits: all
+
+    def pieces(self) -> list[slice]:
+        return [slice(i, i + self.rows) for i in range(0, self.case.G, self.rows)]
+
+    def phases(self) -> list[tuple]:
+        learning = [(name, partial(getattr(self, name), piece)) for piece in self.pieces() for name in PHASES[2:]]
+        return [("sample", self.sample), ("reference", self.reference), *learning]
 
     def inputs(self, ids: torch.Tensor) -> dict:
         """ids (B, S) that begin with the prompt; the pixels come once for each row."""
-        case, rows, device = self.case, len(ids), self.case.policy.device
+        case, rows, device = self.case, len(ids), self.policy.device
         ids = ids.to(device)
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids),
-                "mm_token_type_ids": 2 * (ids == case.policy.video_token_id).int(),  # 2: video
+                "mm_token_type_ids": 2 * (ids == self.policy.video_token_id).int(),  # 2: video
                 "pixel_values_videos": case.prompt.patches.repeat(rows, 1),
                 "video_grid_thw": torch.tensor([case.prompt.grid] * rows, device=device),
                 "second_per_grid_ts": torch.full((rows,), case.prompt.seconds_per_grid, device=device)}
 
     @torch.no_grad()
     def sample(self) -> None:
-        model, C = self.case.policy, self.case.C
+        model, C, G = self.policy, self.case.C, self.case.G
         model.hf.eval()
-        with library_attention(model), model._compute():
-            out = model.hf.generate(**self.inputs(self.case.prompt.ids[None]), num_return_sequences=self.case.G,
-                                    do_sample=True, temperature=1.0, top_k=0, top_p=1.0, min_new_tokens=C,
-                                    max_new_tokens=C, suppress_tokens=model.banned_ids)
-        assert out.shape == (self.case.G, self.case.P + C)
+        ids = self.case.prompt.ids.expand(self.copies, -1)
+        with library_attention(model), counted_patches(model) as counts:
+            out = model.hf.generate(**self.inputs(ids), num_return_sequences=G // self.copies, do_sample=True,
+                                    temperature=1.0, top_k=0, top_p=1.0, min_new_tokens=C, max_new_tokens=C,
+                                    suppress_tokens=model.banned_ids)
+        assert out.shape == (G, self.case.P + C)
+        self.patches_seen = sum(counts)
 
-    def score(self, model: VideoLM, banned: list[int] = ()) -> torch.Tensor:
-        """(G, C). `banned` ids are left out of the softmax, as on our side, where it is compared."""
+    def score(self, model: VideoLM, rows: slice, banned: list[int] = ()) -> torch.Tensor:
+        """-> (rows, C). `banned` ids are left out of the softmax, as on our side, where it is compared."""
         case, grad = self.case, torch.is_grad_enabled()
         model.hf.train(grad)
-        ids = torch.cat([case.prompt.ids.expand(case.G, -1).to(model.device), self.tokens], dim=1)  # (G, P + C)
-        with library_attention(model), model._compute():
-            logits = model.hf(**self.inputs(ids), use_cache=False).logits  # (G, P + C, W)
-        rows = []
-        for row, row_ids in zip(logits[:, :-1], ids[:, 1:]):  # one at a time: peers save memory here
+        tokens = self.tokens[rows]
+        ids = torch.cat([case.prompt.ids.expand(len(tokens), -1).to(model.device), tokens], dim=1)  # (rows, P + C)
+        with library_attention(model):
+            logits = model.hf(**self.inputs(ids), use_cache=False, logits_to_keep=self.kept).logits  # (rows, kept, W)
+        logps = []
+        for row, row_ids in zip(logits[:, :-1], ids[:, 1 - self.kept:]):  # one at a time, and never all in float32
             row = row.index_fill(-1, torch.tensor(banned, device=row.device), -math.inf) if banned else row
-            rows.append(row.float().log_softmax(-1).gather(-1, row_ids[:, None]).squeeze(-1))
-        return torch.stack(rows)[:, case.P - 1:]
+            logps.append(row.log_softmax(-1).gather(-1, row_ids[:, None]).squeeze(-1))
+        return torch.stack(logps)[:, -case.C:]
 
     @torch.no_grad()
     def reference(self) -> None:
-        self.ref_logps = self.score(self.case.reference)
+        self.ref_logps = torch.cat([self.score(self.case.reference, piece) for piece in self.pieces()])
 
-    def forward(self) -> None:
-        self.logps = self.score(self.case.policy)
+    def forward(self, rows: slice) -> None:
+        self.logps = self.score(self.policy, rows)
 
-    def backward(self) -> None:
-        with library_attention(self.case.policy):  # checkpointing runs the layers again
-            loss_of(self.logps, self.ref_logps).backward()
+    def backward(self, rows: slice) -> None:
+        with library_attention(self.policy):  # checkpointing runs the layers again
+            loss_of(self.logps, self.ref_logps[rows], self.case.G, rows).backward()
+
+
+class TrlStep(VideoChatStep):
+    """Today's TRL: a batch holds the question G times; logits begin one position before the completion; the batch is
+    scored, and its gradient accumulated, in pieces."""
+
+    def __init__(self, case: Case, tokens: torch.Tensor):
+        super().__init__(case, tokens)
+        self.copies, self.rows, self.kept = case.G, TRL_ROWS, case.C + 1
+
+
+PEERS = {"videochat": VideoChatStep, "trl": TrlStep}
+SIDES = ("ours", *PEERS)
+
+
+@contextlib.contextmanager
+def counted_patches(model: VideoLM):
+    """The patches of each pass of the vision tower while the block runs."""
+    counts: list[int] = []
+    hook = model.visual.patch_embed.register_forward_hook(lambda module, inputs, out: counts.append(len(out)))
+    try:
+        yield counts
+    finally:
+        hook.remove()
 
 
 @contextlib.contextmanager
@@ -221,15 +296,17 @@ def library_attention(model: VideoLM):
 
 
 def flops_of(case: Case) -> dict[str, dict[str, float]]:
-    """Floating point operations of {ours, peers} in {prefill, decode, forward}; backward is two forwards more."""
+    """Floating point operations of each side in {prefill, decode, forward}; backward is two forwards more."""
     m, P, G, C = case.shape, case.P, case.G, case.C
     seeing, head = plan.vision_flops(m, case.prompt.grid), 2 * m.head
     own, decode_pairs = G * (C - 1), G * (C - 1) * (P + C / 2)  # the last token of a completion is never fed in
     decode = plan.decoder_flops(m, own, decode_pairs) + head * own
+    repeated = G * plan.decoder_flops(m, P, P**2) + head * G
+    whole = seeing + plan.decoder_flops(m, P + C, (P + C) ** 2)
     return {"ours": {"prefill": seeing + plan.decoder_flops(m, P, P**2) + head * G, "decode": decode,
                      "forward": seeing + plan.decoder_flops(m, P + own, P**2 + own * (P + C - 1)) + head * G * C},
-            "peers": {"prefill": seeing + G * plan.decoder_flops(m, P, P**2) + head * G, "decode": decode,
-                      "forward": G * (seeing + plan.decoder_flops(m, P + C, (P + C)**2) + head * (P + C))}}
+            "videochat": {"prefill": seeing + repeated, "decode": decode, "forward": G * (whole + head * (P + C))},
+            "trl": {"prefill": G * seeing + repeated, "decode": decode, "forward": G * (whole + head * (C + 1))}}
 
 
 def decode_bytes(case: Case, prompts: int, questions: int) -> float:
@@ -315,43 +392,60 @@ class ResidentPeak:
 PHASES = ("sample", "reference", "forward", "backward")
 
 
-def measure_step(case: Case, step, repeats: int) -> dict[str, dict[str, float] | None]:
-    """{phase: {seconds of the fastest run, largest peak memory}}; None from the phase on that found no memory."""
-    best: dict = {}
-    for _ in range(repeats):
-        case.policy.hf.zero_grad(set_to_none=True)
-        for phase in PHASES:
-            try:
-                seconds, peak = clock(case.policy.device, getattr(step, phase))
-            except torch.OutOfMemoryError:
-                step.logps = None  # and with it the graph of the forward pass
-                torch.cuda.empty_cache()
-                return {name: best.get(name) if PHASES.index(name) < PHASES.index(phase) else None for name in PHASES}
-            old = best.get(phase, {"seconds": math.inf, "peak_bytes": 0})
-            best[phase] = {"seconds": min(seconds, old["seconds"]), "peak_bytes": max(peak, old["peak_bytes"])}
-    return best
+def measure_step(case: Case, step) -> dict[str, dict[str, float] | None]:
+    """{phase: {seconds, peak memory}} of one step; None from the phase on that found no memory."""
+    for model in (case.policy, case.reference):
+        model.hf.zero_grad(set_to_none=True)
+    figures: dict = dict.fromkeys(PHASES)
+    for phase, work in step.phases():
+        try:
+            seconds, peak = clock(case.policy.device, work)
+        except torch.OutOfMemoryError:
+            step.logps = None  # and with it the graph of the forward pass
+            torch.cuda.empty_cache()
+            return figures | dict.fromkeys(PHASES[PHASES.index(phase):])
+        before = figures[phase] or {"seconds": 0.0, "peak_bytes": 0}  # of the pieces in front
+        figures[phase] = {"seconds": before["seconds"] + seconds, "peak_bytes": max(before["peak_bytes"], peak)}
+    step.logps = None
+    return figures
 
 
-def compare_sides(case: Case, peers: PeersStep, ours: OurStep) -> dict[str, float]:
-    """Largest and mean |difference| of log-probabilities, ours against the library's, and as sampled against as scored."""
+def compare_sides(case: Case, theirs: VideoChatStep, ours: OurStep) -> dict[str, float]:
+    """Largest and mean |difference| of log-probabilities, ours against the library's, and as sampled against as scored.
+    The library computes here with our weights and our autocast, in which a softmax is float32: what is left to differ is
+    what is computed, not how precisely."""
     with torch.no_grad():
         (scored,) = score_groups(case.policy, [ours.group], 1.0, reuse_video=False)
-        theirs = peers.score(case.policy, case.policy.banned_ids)
-    gaps = {"library": (scored - theirs).abs(), "sampled": (scored - ours.group.sampled_logps).abs()}
+        with case.policy._compute():
+            library = torch.cat([theirs.score(case.policy, rows, case.policy.banned_ids) for rows in theirs.pieces()])
+    gaps = {"library": (scored - library).abs(), "sampled": (scored - ours.group.sampled_logps).abs()}
     return {f"{name}_{kind}": float(value) for name, gap in gaps.items()
             for kind, value in (("max", gap.max()), ("mean", gap.mean()))}
 
 
-def measure_decode(case: Case, rates: dict[str, float], questions: int, repeats: int) -> dict[str, float]:
+def find_problems(case: Case, theirs: VideoChatStep, differences: dict[str, float]) -> list[str]:
+    """Why the comparison does not hold, if it does not: some releases of the library do more than they have to, or
+    something else, and would make us look good."""
+    problems, patches = [], len(case.prompt.patches)
+    if theirs.patches_seen not in (None, patches):  # None: there was no memory for it
+        problems.append(f"transformers {transformers.__version__} puts {theirs.patches_seen / patches:.3g} videos through the "
+                        f"vision tower in generate(num_return_sequences={case.G}) where one is enough")
+    limit = 0.05 if case.policy.autocast else 1e-3
+    if not differences["library_mean"] < limit:
+        problems.append(f"log-probabilities of transformers {transformers.__version__} differ from ours by "
+                        f"{differences['library_mean']:.1g} on average: both sides do not compute the same")
+    return problems
+
+
+def measure_decode(case: Case, rates: dict[str, float], questions: int) -> dict[str, float]:
     """Decode steps of `questions` questions with G completions each, after the prefill, recording of graphs included."""
     model, D = case.policy, case.policy.text.config.hidden_size
     embeds = [torch.randn(1, case.P, D, device=model.device) * 0.02 for _ in range(questions)]
     positions = [case.prompt.positions] * questions
 
     def seconds(C: int) -> float:
-        return min(clock(model.device, lambda: model.generate(
-            embeds, positions, group_size=case.G, max_new_tokens=C, temperature=1.0, seeds=list(range(questions))))[0]
-            for _ in range(repeats))
+        return clock(model.device, lambda: model.generate(embeds, positions, group_size=case.G, max_new_tokens=C,
+                                                          temperature=1.0, seeds=list(range(questions))))[0]
 
     step = (seconds(case.C) - seconds(1)) / (case.C - 1)
     bound = max(decode_bytes(case, questions, questions) / rates["bytes"],
@@ -360,7 +454,7 @@ def measure_decode(case: Case, rates: dict[str, float], questions: int, repeats:
             "tokens_per_second": questions * case.G / step}
 
 
-def measure_scoring(case: Case, repeats: int) -> dict[str, float]:
+def measure_scoring(case: Case) -> dict[str, float]:
     """Forward and backward of the completions' log-probabilities alone, prompt shared and prompt repeated: what sharing
     saves where nothing else differs. No pixels, logits of completions only on both sides."""
     model, results = case.policy, {}
@@ -374,7 +468,7 @@ def measure_scoring(case: Case, repeats: int) -> dict[str, float]:
         logps.sum().backward()
         results[share_prefix] = logps.detach()
 
-    shared, repeated = (min(clock(model.device, lambda: score(share))[0] for _ in range(repeats)) for share in (True, False))
+    shared, repeated = (clock(model.device, lambda: score(share))[0] for share in (True, False))
     G, P, C = case.G, case.P, case.C
     return {"shared": shared, "repeated": repeated, "ratio": repeated / shared, "bound": G * (P + C) / (P + G * C),
             "largest_difference": float((results[True] - results[False]).abs().max())}
@@ -383,86 +477,137 @@ def measure_scoring(case: Case, repeats: int) -> dict[str, float]:
 # --- the report -------------------------------------------------------------------------------------------------------
 
 
-def table_of(case: Case, ours: dict, peers: dict, bounds: dict) -> list[dict]:
-    """One row a phase and one for the step; ratios are None where the other side ran out of memory."""
+def table_of(case: Case, figures: dict[str, dict], bounds: dict) -> list[dict]:
+    """One step: one row a phase and one for the whole; ratios are None where the other side ran out of memory."""
     rows = []
     for name, parts in (("encode and sample", PHASES[:1]), ("reference", PHASES[1:2]), ("policy forward", PHASES[2:3]),
                         ("policy backward", PHASES[3:]), ("whole step", PHASES)):
-        row = {"phase": name, "bound_ratio": sum(bounds["peers"][p] for p in parts) / sum(bounds["ours"][p] for p in parts)}
-        for side, measured in (("ours", ours), ("peers", peers)):
+        row: dict = {"phase": name}
+        for side, measured in figures.items():
             fits = all(measured[p] for p in parts)
             seconds = sum(measured[p]["seconds"] for p in parts) if fits else None
             row[side] = {"seconds": seconds, "peak_bytes": max(measured[p]["peak_bytes"] for p in parts) if fits else None,
                          "tokens_per_second": case.G * case.C / seconds if fits else None,
                          "bound_seconds": sum(bounds[side][p] for p in parts)}
-        both = row["ours"]["seconds"] and row["peers"]["seconds"]
-        row["ratio"] = row["peers"]["seconds"] / row["ours"]["seconds"] if both else None
+        for side in PEERS:
+            theirs, ours = row[side], row["ours"]
+            theirs["ratio"] = theirs["seconds"] / ours["seconds"] if theirs["seconds"] and ours["seconds"] else None
+            theirs["bound_ratio"] = theirs["bound_seconds"] / ours["bound_seconds"]
         rows.append(row)
     return rows
 
 
+def median_of(steps: list):
+    """The medians of figures that stand at equal places in dicts and lists; None where one of them is: a side that found no
+    memory in one step has no time for it. Of memory the largest: that is what a card must have."""
+    first = steps[0]
+    if isinstance(first, dict):
+        columns = {key: [step[key] for step in steps] for key in first}
+        return {key: max(column) if key == "peak_bytes" and None not in column else median_of(column)
+                for key, column in columns.items()}
+    if isinstance(first, list):
+        return [median_of(column) for column in zip(*steps)]
+    if isinstance(first, str):  # the name of a phase
+        return first
+    return None if None in steps else statistics.median(steps)
+
+
 def print_report(report: dict) -> None:
-    P, V, G, C = (report["case"][name] for name in "PVGC")
+    cases, C = report["cases"], report["cases"][0]["C"]
     rates, gaps, scoring = report["rates"], report["differences"], report["scoring"]
-    print(f"{report['shape']} on {report['machine']}: P = {P} ({V} of video), G = {G}, C = {C}; torch {torch.__version__}, "
-          f"transformers {transformers.__version__}")
+    sizes = "; ".join(f"{c['P']} ({c['V']} of video), {c['G']}" for c in cases)
+    print(f"{report['shape']} on {report['machine']}; torch {report['torch']}, transformers {report['transformers']}")
+    print(f"{len(cases)} step(s), P and G: {sizes}; C = {C}; medians, of memory the largest")
     print(f"measured rates: {rates['flops'] / 1e12:.3g} Tflop/s of matrix products, {rates['bytes'] / 1e9:.3g} GB/s copied\n")
-    print(f"{'':18}|{'seconds':^18}|{'times faster':^18}|{'tokens/s':^18}|{'peak memory, MB':^18}| of the bound")
-    print(f"{'':18}|{'peers':>9}{'ours':>9}|{'got':>9}{'allowed':>9}|{'peers':>9}{'ours':>9}|{'peers':>9}{'ours':>9}|{'ours':>13}")
+    print_problems(report)
+    print(f"{'':18}|{'seconds':^24}|{'times faster than':^32}|{'peak memory, MB':^24}| of the")
+    print(f"{'':18}|{'':24}|{'VideoChat-R1':^16}{'TRL':^16}|{'':24}| bound")
+    names = f"{'VideoCh.':>8}{'TRL':>8}{'ours':>8}"
+    print(f"{'':18}|{names}|{'got':>8}{'allowed':>8}{'got':>8}{'allowed':>8}|{names}|{'ours':>8}")
     for row in report["table"]:
-        sides = row["peers"], row["ours"]
-        cells = [*(s["seconds"] for s in sides), row["ratio"], row["bound_ratio"], *(s["tokens_per_second"] for s in sides),
-                 *(s["peak_bytes"] and s["peak_bytes"] / 1e6 for s in sides)]
-        texts = [f"{'no room':>9}" if x is None else f"{x:9.{d}f}" for x, d in zip(cells, (2, 2, 1, 1, 0, 0, 0, 0))]
-        pairs = "|".join("".join(texts[i:i + 2]) for i in range(0, 8, 2))
-        print(f"{row['phase']:18}|{pairs}|{row['ours']['bound_seconds'] / row['ours']['seconds']:13.0%}")
+        sides = [row[side] for side in (*PEERS, "ours")]
+        seconds = [show(side["seconds"], 2, "no room") for side in sides]
+        ratios = [show(row[side][kind], 1) for side in PEERS for kind in ("ratio", "bound_ratio")]
+        memory = [show(side["peak_bytes"] and side["peak_bytes"] / 1e6, 0) for side in sides]
+        share = row["ours"]["bound_seconds"] / row["ours"]["seconds"]
+        print(f"{row['phase']:18}|{''.join(seconds)}|{''.join(ratios)}|{''.join(memory)}|{share:8.0%}")
+    tokens = [f"{name} {show(report['table'][-1][side]['tokens_per_second'], 0).strip()}"
+              for side, name in (("videochat", "VideoChat-R1"), ("trl", "TRL"), ("ours", "ours"))]
+    print(f"tokens/s of the whole step: {', '.join(tokens)}")
     print("\ndecode step, ours:")
     for d in report["decode"]:
-        print(f"  {d['questions']} x {G} rows: {d['ms']:.2f} ms, bound {d['bound_ms']:.2f} ms ({d['share_of_bound']:.0%}), "
+        print(f"  {d['questions']:.0f} question(s): {d['ms']:.2f} ms, bound {d['bound_ms']:.2f} ms ({d['share_of_bound']:.0%}), "
               f"{d['tokens_per_second']:.0f} tokens/s")
     print(f"backward: {report['mfu']:.0%} of the matrix rate ({report['hfu']:.0%} with the recomputed forward pass)")
-    print(f"the same {G * C} tokens scored on both sides: |log p ours - library's| at most {gaps['library_max']:.0e}, on "
+    print(f"the same {cases[0]['G'] * C} tokens scored by both: |log p ours - library's| at most {gaps['library_max']:.0e}, on "
           f"average {gaps['library_mean']:.0e}; sampled and scored differ by {gaps['sampled_max']:.0e} at most")
     print("scoring alone, forward and backward, prompt repeated and shared:")
     print(f"  {scoring['repeated']:.3f} s and {scoring['shared']:.3f} s")
     print(f"  ratio {scoring['ratio']:.1f} x (bound by tokens {scoring['bound']:.1f} x), largest difference "
           f"{scoring['largest_difference']:.0e}")
+    print_problems(report)
 
 
-def run(case: Case, repeats: int) -> dict:
+def print_problems(report: dict) -> None:
+    for problem in report["problems"]:
+        print(f"THE COMPARISON DOES NOT HOLD: {problem}")
+
+
+def show(value: float | None, digits: int, otherwise: str = "-") -> str:
+    return f"{otherwise:>8}" if value is None else f"{value:8.{digits}f}"
+
+
+def measure_sides(case: Case) -> tuple[dict[str, dict], dict]:
+    """One step on every side, ours first: the others score what it has sampled. -> figures and steps, by side."""
+    ours = OurStep(case)
+    figures = {"ours": measure_step(case, ours)}
+    if None in figures["ours"].values():
+        raise SystemExit(f"\nour own step does not fit this device: {figures['ours']}; take a shorter --prompt or a smaller "
+                         "--group")
+    steps = {"ours": ours} | {side: cls(case, ours.tokens) for side, cls in PEERS.items()}
+    figures |= {side: measure_step(case, steps[side]) for side in PEERS}
+    for model in (case.policy, case.reference):
+        model.hf.zero_grad(set_to_none=True)
+    return figures, steps
+
+
+def run(case: Case, frames: int, steps: int) -> dict:
     """All that is printed, and more, as one JSON object."""
-    rates = measure_rates(case.policy.device)
-    bounds, ours = bounds_of(case, rates), OurStep(case)
-    print("measuring: our step", end="", file=sys.stderr, flush=True)
-    our_figures = measure_step(case, ours, repeats)
-    if None in our_figures.values():
-        raise SystemExit(f"\nour own step does not fit this device: {our_figures}; take a shorter --prompt or a smaller --group")
-    print(", theirs", end="", file=sys.stderr, flush=True)
-    peers = PeersStep(case, ours.tokens)
-    their_figures = measure_step(case, peers, repeats)
-    ours.logps = peers.logps = None  # graphs
-    case.policy.hf.zero_grad(set_to_none=True)
-    print(", the same numbers", end="", file=sys.stderr, flush=True)
-    differences = compare_sides(case, peers, ours)
-    print(", decoding", end="", file=sys.stderr, flush=True)
-    decode = [measure_decode(case, rates, questions, repeats) for questions in (1, 4)]
-    print(", scoring\n", file=sys.stderr, flush=True)
-    backward = flops_of(case)["ours"]["forward"] / our_figures["backward"]["seconds"] / rates["flops"]
-    return {"case": {"P": case.P, "V": case.V, "G": case.G, "C": case.C, "grid": case.prompt.grid}, "rates": rates,
-            "table": table_of(case, our_figures, their_figures, bounds), "flops": flops_of(case), "decode": decode,
-            "mfu": 2 * backward, "hfu": 3 * backward, "differences": differences, "scoring": measure_scoring(case, repeats)}
+    rates, tables, differences, problems, hardware = measure_rates(case.policy.device), [], None, [], []
+    cases = cases_of(case, frames, steps)
+    for number, case in enumerate(cases):
+        print(f"step {number + 1} of {steps}, ", end="", file=sys.stderr, flush=True)
+        figures, sides = measure_sides(case)
+        tables.append(table_of(case, figures, bounds_of(case, rates)))
+        hardware.append(flops_of(case)["ours"]["forward"] / figures["ours"]["backward"]["seconds"] / rates["flops"])
+        if number == 0:  # once: it says what is computed, not how fast
+            differences = compare_sides(case, sides["trl"], sides["ours"])  # the side that needs little memory
+            problems = find_problems(case, sides["videochat"], differences)
+    print("decoding, ", end="", file=sys.stderr, flush=True)
+    decode = [median_of([measure_decode(case, rates, questions) for case in cases]) for questions in (1, 4)]
+    print("scoring\n", file=sys.stderr, flush=True)
+    scoring = [measure_scoring(case) for case in cases]
+    table, backward = median_of(tables), statistics.median(hardware)
+    if problems:
+        for row in table:
+            for side in PEERS:
+                row[side]["ratio"] = None  # a number would be quoted without its reservation
+    return {"cases": [{"P": c.P, "V": c.V, "G": c.G, "C": c.C, "grid": c.prompt.grid} for c in cases], "problems": problems,
+            "rates": rates, "table": table, "steps": tables, "flops": [flops_of(c) for c in cases], "decode": decode,
+            "mfu": 2 * backward, "hfu": 3 * backward, "differences": differences,
+            "scoring": median_of(scoring) | {"largest_difference": max(s["largest_difference"] for s in scoring)}}
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--device", default="cpu", choices=("cpu", "cuda"), help="bfloat16 arithmetic on cuda (default: cpu)")
-    add("--shape", default="tiny", choices=tuple(DEFAULTS), help="6 layers of 256, or a published size (default: tiny)")
-    add("--prompt", type=int, help="prompt tokens P, video included (default: 2000; published sizes: 3800)")
+    add("--shape", default="tiny", choices=tuple(DEFAULTS), help="3 layers of 256, or a published size (default: tiny)")
+    add("--prompt", type=int, help="prompt tokens P, video included (default: 1000; published sizes: 3800)")
     add("--frames", type=int, default=32, help="frames of the video; two make a grid of tokens (default: 32)")
     add("--group", type=int, default=8, help="completions G (default: 8)")
     add("--completion", type=int, help="tokens of each, C, at least 2 (default: 64; published sizes: 150)")
-    add("--repeats", type=int, default=2, help="runs, of which the fastest counts (default: 2)")
+    add("--repeats", type=int, default=3, help="steps, each of another P and G; medians count (default: 3)")
     add("--out", default="", help="folder for bench.json with all figures")
     args = parser.parse_args(arguments)
     P, C = (given or default for given, default in zip((args.prompt, args.completion), DEFAULTS[args.shape]))
@@ -472,7 +617,8 @@ def main(arguments: list[str] | None = None) -> None:
     machine = torch.cuda.get_device_name() if device.type == "cuda" else f"a CPU, {torch.get_num_threads()} thread(s), seconds of CPU time"
     about = {"shape": args.shape, "machine": machine, "date": time.strftime("%Y-%m-%d"), "python": platform.python_version(),
              "torch": torch.__version__, "transformers": transformers.__version__, "flash": flash_attn_func is not None}
-    report = about | run(build_case(build_model(args.shape, args.device), P, args.frames, args.group, C), args.repeats)
+    case = build_case(build_model(args.shape, args.device), P, args.frames, args.group, C)
+    report = about | run(case, args.frames, args.repeats)
     if args.out:
         Path(args.out).mkdir(parents=True, exist_ok=True)
         (Path(args.out) / "bench.json").write_text(json.dumps(report, indent=1) + "\n")

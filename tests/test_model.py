@@ -188,14 +188,14 @@ def test_packing_questions_changes_nothing(model, prompts):
 
 def test_logits_in_pieces_are_the_same_logits(model):
     """Long groups are scored a few rows at a time, with the logits recomputed backward."""
-    states = torch.randn(4, 6, 96, requires_grad=True)
+    states = torch.randn(4, 6, 96, generator=torch.Generator().manual_seed(0)).requires_grad_()
     tokens = completions(G=4, C=6)
     results = []
     for rows in (5, 4096):
         logps = model._token_logps(states, tokens, 0.7, rows=rows)
         (grad,) = torch.autograd.grad(logps.square().sum(), states)
         results.append((logps.detach(), grad))
-    torch.testing.assert_close(results[0], results[1])
+    torch.testing.assert_close(results[0], results[1], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("share_prefix", [True, False])
