@@ -25,9 +25,11 @@ import torch
 from tqdm import tqdm
 
 import rewards
-from data import Clip, Prompt, PromptTooLong, VideoError, VideoSettings, prepare, prompt_wants_thought
+from data import Clip, Prompt, PromptTooLong, VideoSettings, prepare, prompt_wants_thought
 from grpo import completion_mask, encode_videos, rollout
 from lib import distributed as scale
+from lib.captions import Judge, words_judge
+from lib.readers import VideoError
 
 # ---- the answers of a model -----------------------------------------------------------------------------------------
 
@@ -43,7 +45,7 @@ class Asking:
     mix: str = "sum"  # of the reward's parts
     seed: int = 0
     batch: int = 32  # questions answered together, on each rank
-    judge: rewards.Judge = rewards.words_judge  # which events does a caption tell?
+    judge: Judge = words_judge  # which events does a caption tell?
 
 
 def answer_all(model, loader, samples: list[dict], world: scale.World, asking: Asking, title: str,

@@ -32,11 +32,14 @@ import numpy as np
 import rewards
 from answers import (CHANGES, SETTINGS, Asking, answer_all, claim, complete, probe_samples, what_decides, what_is_read,
                      with_style, write_lines)
-from data import FIELDS, STYLES, TASKS, VideoError, VideoSettings, load_samples, parse_entry, prepare, reference_caption
+from data import STYLES, VideoSettings, prepare, reference_caption
 from lib import distributed as scale
 from lib import published
+from lib.captions import Judge, split_sentences, told, words_judge
 from lib.judge import load_judge
 from lib.loader import VideoLoader
+from lib.readers import VideoError
+from lib.samples import FIELDS, TASKS, load_samples, parse_entry
 from lib.tables import METRICS, print_categories, print_probes, print_published, print_reasons, print_table
 from model import VideoLM
 
@@ -44,7 +47,7 @@ from model import VideoLM
 
 
 def sample_metrics(sample: dict, completion: str | None,
-                   judge: rewards.Judge = rewards.words_judge) -> dict[str, float]:
+                   judge: Judge = words_judge) -> dict[str, float]:
     """All metrics of one sample, each in [0, 1]; their means over a data set are what is reported.
 
     None stands for a completion that does not exist, for example because the video cannot be read: it counts 0 in
@@ -122,7 +125,7 @@ def unseen_boxes_overlap(sample: dict, completion: str) -> float:
     return sum(overlaps[2:]) / 6
 
 
-def caption_precision(sample: dict, completion: str, judge: rewards.Judge = rewards.words_judge) -> float:
+def caption_precision(sample: dict, completion: str, judge: Judge = words_judge) -> float:
     """The share of the caption's sentences that the annotated events tell, by the judge with its two sides exchanged.
 
     Dream-1k has a model cut the caption into events first; here a sentence is one, so that a sentence of three true
@@ -134,16 +137,16 @@ def caption_precision(sample: dict, completion: str, judge: rewards.Judge = rewa
     0.5
     """
     caption, _ = rewards.read(completion, "answer", rewards.parse_caption)
-    sentences = rewards.split_sentences(caption or "")
+    sentences = split_sentences(caption or "")
     reference = reference_caption(sample)
-    return sum(rewards.told(judge, [(sentence, reference) for sentence in sentences])) / max(len(sentences), 1)
+    return sum(told(judge, [(sentence, reference) for sentence in sentences])) / max(len(sentences), 1)
 
 
 # ---- the means ------------------------------------------------------------------------------------------------------
 
 
 def compute_metrics(samples: list[dict], completions: list[str | None],
-                    judge: rewards.Judge = rewards.words_judge) -> dict[str, float]:
+                    judge: Judge = words_judge) -> dict[str, float]:
     """Means over samples of the names in METRICS, and `n`, their number. One completion a sample, None if it failed.
 
     The tasks may be mixed: a task's metrics are means over its own samples, `parse_failure` and `n` over all.
@@ -173,7 +176,7 @@ def f1(precision, recall):
 
 
 def values_of(samples: list[dict], predictions: list[dict],
-              judge: rewards.Judge = rewards.words_judge) -> list[dict[str, float]]:
+              judge: Judge = words_judge) -> list[dict[str, float]]:
     """The metrics of each sample; of its K completions the mean."""
     values = []
     for sample, prediction in zip(samples, predictions, strict=True):
@@ -601,7 +604,7 @@ def read_answers(world: scale.World, file: Path, samples: list[dict]) -> list[di
 
 
 def write_results(args: argparse.Namespace, samples: list[dict], answers: dict[str, list[dict]],
-                  judge: rewards.Judge = rewards.words_judge) -> None:
+                  judge: Judge = words_judge) -> None:
     """metrics.json, and the tables: beside what a blind answer scores, by category, without the video, as published."""
     values = values_of(samples, answers[""], judge)
     metrics, intervals, baselines = means_of(values), intervals_of(resampled_means(values)), blind_baselines(samples)
@@ -632,7 +635,7 @@ def count_reasons(predictions: list[dict]) -> dict[str, int]:
 
 
 def compare(samples: list[dict], values: list[dict[str, float]], probed: list[dict], predictions: list[dict],
-            judge: rewards.Judge) -> dict:
+            judge: Judge) -> dict:
     """A probe beside the answers to the same samples with the video intact."""
     value_of = {sample["id"]: value for sample, value in zip(samples, values)}
     intact, spoilt = [value_of[sample["id"]] for sample in probed], values_of(probed, predictions, judge)

@@ -34,13 +34,14 @@ import torch
 from tqdm import tqdm
 
 from answers import Asking, answer_all, claim, load_prompts, sampling_seed, what_decides, with_style
-from data import STYLES, TASKS, Prompt, VideoSettings, build_prompt, load_samples, target_text
+from data import STYLES, Prompt, VideoSettings, build_prompt, target_text
 from eval import METRICS, blind_baselines, compute_metrics, print_table, write_asked
 from grpo import Group, accumulate_gradients, encode_videos, rollout
 from lib import distributed as scale
 from lib import lora, toy
 from lib.judge import load_judge
 from lib.loader import VideoLoader
+from lib.samples import TASKS, load_samples
 from lib.selection import report_text, select
 from model import VideoLM
 from rewards import CONTINUOUS, DISCRETE, MIXES

@@ -34,9 +34,10 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from data import STYLES, build_prompt, load_samples, read_jsonl, target_text  # noqa: E402
+from data import STYLES, build_prompt, target_text  # noqa: E402
 from eval import blind_baselines, compute_metrics  # noqa: E402
 from lib import toy  # noqa: E402
+from lib.samples import load_samples, read_jsonl  # noqa: E402
 
 TRAIN, HELD_OUT = 400, 100  # clips
 BEGINS = ["second 0 or 1", "second 2 or 3", "second 4 or 5", "second 6 or later"]

@@ -12,10 +12,11 @@ import answers
 import rewards
 from answers import (Asking, answer_all, append_lines, black, claim, complete, load_prompts, one_frame, probe_samples,
                      read_partial, sampling_seed, shuffled, what_decides, what_is_read, with_style)
-from data import Clip, PromptTooLong, VideoSettings, load_samples, prepare
+from data import Clip, PromptTooLong, VideoSettings, prepare
 from lib import distributed as scale
 from lib import toy
 from lib.loader import VideoLoader
+from lib.samples import load_samples
 
 ALONE = scale.World(0, 1, torch.device("cpu"))
 SETTINGS = VideoSettings(min_pixels=3136)

@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
-from video_files import CORNER, pictures, set_rotation, which_frames, write_folder, write_video
+from video_files import CORNER, pictures, read_sample, set_rotation, which_frames, write_folder, write_video
 
 import data
-from data import (VideoError, VideoSettings, build_prompt, encode_prompt, frame_indices, load_samples, mrope_positions,
-                  num_video_tokens, patchify, prepare, prompt_wants_thought, read_sample, read_video, smart_resize,
-                  target_text)
+from data import (VideoSettings, build_prompt, encode_prompt, frame_indices, mrope_positions, num_video_tokens,
+                  patchify, prepare, prompt_wants_thought, read_video, smart_resize, target_text)
+from lib.readers import VideoError
+from lib.samples import load_samples, write_jsonl
 from tools import data_commands
 from tools.convert import FORMATS
 
@@ -93,6 +94,8 @@ def test_n_counts_samples_of_the_wanted_tasks(tmp_path):
     ({key: GQA[key] for key in GQA if key != "spans"}, ["'spans'", "missing"]),
     ({**QA, "answer": "C"}, ["'answer'", "'C'", "2 options"]),
     ({**QA, "answer": "b"}, ["'answer'", "'b'"]),
+    ({**QA, "answer": "AB"}, ["'answer'", "'AB'", "a letter"]),
+    ({**QA, "duration": 10**400}, ["'duration'", "seconds above 0"]),
     ({**LABELS, "answer": "medium"}, ["'answer'", "medium", "low"]),
     ({**GROUNDING, "spans": [[1, 2], [3, 4]]}, ["'spans'", "exactly one"]),
     ({**GROUNDING, "spans": [[1, float("nan")]]}, ["'spans'", "nan"]),
@@ -649,7 +652,7 @@ def test_a_prompt_that_is_too_long_is_refused_with_the_arithmetic(tokenizer, cli
 
 def test_every_command_explains_its_flags(capsys):
     """A % that argparse takes for a format makes --help crash, and only --help."""
-    for command in ("toy", "convert", "check", "select", "worker"):
+    for command in ("toy", "convert", "check", "select"):
         with pytest.raises(SystemExit) as end:
             data_commands.parse_arguments([command, "--help"])
         text = capsys.readouterr().out
@@ -660,7 +663,7 @@ def test_every_command_explains_its_flags(capsys):
 
 def test_half_a_surrogate_pair_is_written_and_read_again(tmp_path):
     """A text cut in the middle of an emoji, after a night of decoding: no reason to lose the night."""
-    data.write_jsonl(tmp_path / "x.jsonl", [sample := {**QA, "question": "ü \ud83d \U0001f600"}])
+    write_jsonl(tmp_path / "x.jsonl", [sample := {**QA, "question": "ü \ud83d \U0001f600"}])
     assert (tmp_path / "x.jsonl").read_bytes().decode("utf-8").count("\\ud83d") == 1
     assert load_samples([str(tmp_path / "x.jsonl")])[0]["question"] == sample["question"]
 
@@ -670,7 +673,7 @@ def test_lists_written_elsewhere_still_find_videos_that_lay_beside_the_source(tm
     sample = {**QA, "video": clip_file.name}
     source = write_lines(clip_file.parent / "x.jsonl", [sample])
     for folder in (clip_file.parent, tmp_path):
-        data.write_jsonl(folder / "y.jsonl", [sample], source)
+        write_jsonl(folder / "y.jsonl", [sample], source)
         assert load_samples([str(folder / "y.jsonl")])[0]["video"] == str(clip_file)
-    data.write_jsonl(tmp_path / "y.jsonl", [{**QA, "video": "under_a_root.mp4"}], source)
+    write_jsonl(tmp_path / "y.jsonl", [{**QA, "video": "under_a_root.mp4"}], source)
     assert load_samples([str(tmp_path / "y.jsonl")], "/videos")[0]["video"] == "/videos/under_a_root.mp4"

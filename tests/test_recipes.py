@@ -12,6 +12,7 @@ import data
 import eval
 import train
 from lib import published
+from lib.samples import read_jsonl, write_jsonl
 from tools import convert, data_commands, plan
 
 RECIPES = (ROOT / "RECIPES.md").read_text(encoding="utf-8")
@@ -99,9 +100,9 @@ def test_the_seds_make_samples_of_what_they_say(tmp_path):
     for line in seds:
         source, target = re.search(r"(data/\S+) > (data/\S+)", line).groups()
         (tmp_path / "data").mkdir(exist_ok=True)
-        data.write_jsonl(tmp_path / source, [sample])
+        write_jsonl(tmp_path / source, [sample])
         subprocess.run(line, shell=True, cwd=tmp_path, check=True)
-        changed += data.read_jsonl(tmp_path / target)
+        changed += read_jsonl(tmp_path / target)
     assert [s["task"] for s in changed] == ["qa", "qa", "gqa", "gqa", "gqa"]
     assert [s.get("think") for s in changed] == [None, None, False, False, False]
     assert "<glue>" not in data.target_text(changed[0], "answer")
@@ -113,11 +114,11 @@ def test_the_short_videos_are_those_of_the_length_class(tmp_path):
     row = {"videoID": "v", "question": 'Is it "short"?', "options": ["A. yes", "B. no"], "answer": "B"}
     (tmp_path / "data").mkdir()
     rows = [row | {"question_id": name, "duration": name} for name in ("short", "medium", "long")]
-    data.write_jsonl(tmp_path / "rows.jsonl", rows)
+    write_jsonl(tmp_path / "rows.jsonl", rows)
     convert.convert("videomme", tmp_path / "rows.jsonl", tmp_path / "data/videomme.jsonl")
     (line,) = (line for block in BLOCKS for line in block.splitlines() if line.startswith("grep "))
     subprocess.run(line, shell=True, cwd=tmp_path, check=True)
-    assert [s["id"] for s in data.read_jsonl(tmp_path / line.split(" > ")[1])] == ["short"]
+    assert [s["id"] for s in read_jsonl(tmp_path / line.split(" > ")[1])] == ["short"]
 
 
 # --- the hyper-parameters ---------------------------------------------------------------------------------------------

@@ -31,8 +31,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import rewards
+from lib import captions
+from lib.captions import words_judge
 from rewards import (UNREADABLE, box_iou, last_block, parse_interval, parse_letter, parse_windows, score, spans_iou,
-                     task_score, temporal_iou, words_judge)
+                     task_score, temporal_iou)
 
 OPTIONS = ["share with the girl", "approach a lady", "unwrap it", "play with a train", "gesture"]
 # Eight boxes of a quarter of the frame, each 0.05 further to the right: the IoU of box k with box 0 is
@@ -511,7 +513,7 @@ JUDGED = [
 def mistakes(share):
     """(told but missed, not told but found) among JUDGED, with this share of content words as the limit."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rewards, "TOLD_SHARE", share)
+        patch.setattr(captions, "TOLD_SHARE", share)
         wrong = [is_told for event, caption, is_told in JUDGED if words_judge(event, caption) != is_told]
     return sum(wrong), len(wrong) - sum(wrong)
 
@@ -519,9 +521,9 @@ def mistakes(share):
 def test_the_share_of_words_is_the_one_with_the_fewest_mistakes():
     """The number was chosen on this table. A lower one takes another colour, verb or way for the event, and what is
     paid for without having happened is what a policy finds first."""
-    assert mistakes(rewards.TOLD_SHARE) == (2, 1)
+    assert mistakes(captions.TOLD_SHARE) == (2, 1)
     for share in (0.4, 0.5, 0.6, 0.7, 0.75, 0.85, 0.9, 1.0):
-        assert sum(mistakes(share)) > sum(mistakes(rewards.TOLD_SHARE))
+        assert sum(mistakes(share)) > sum(mistakes(captions.TOLD_SHARE))
     assert mistakes(0.6) == (0, 12)
     assert len(JUDGED) == 36 and sum(is_told for *_, is_told in JUDGED) == 18
 
@@ -558,14 +560,14 @@ def test_what_the_rules_cannot_see():
 def test_the_regular_forms_of_a_word_are_one(forms):
     first, *others = forms.split()
     for other in others:
-        assert rewards.content_words(first) == rewards.content_words(other)
+        assert captions.content_words(first) == captions.content_words(other)
 
 
 def test_words_that_only_look_like_forms_are_left_alone():
     """red is no past of "r": a colour cut down to one letter would equal any other."""
     for word in ("red", "bed", "speed", "sing", "ring", "string", "bus", "11", "100", "22", "2s", "s"):
-        assert rewards.stem(word) == word
-    assert rewards.content_words("It is he.") == {"it", "is", "h"}  # nothing but stop words: better than no words
+        assert captions.stem(word) == word
+    assert captions.content_words("It is he.") == {"it", "is", "h"}  # nothing but stop words: better than no words
 
 
 def test_event_recall_is_the_share_of_the_events_told():
@@ -642,10 +644,10 @@ def test_the_reason_says_why_a_part_is_zero(task, completion, reason):
 ])
 def test_a_bad_sample_is_named_and_never_scored(task, field, value):
     """A missing truth that silently scores 0 looks like a model that learns nothing."""
-    with pytest.raises(ValueError, match=rf"'my-id'.*`{field}`"):
+    with pytest.raises(ValueError, match=rf"'my-id'.*'{field}'"):
         score({**SAMPLES[task], "id": "my-id", field: value}, written("C"))
     without = {key: old for key, old in SAMPLES[task].items() if key != field}
-    with pytest.raises(ValueError, match=rf"`{field}`.*missing"):
+    with pytest.raises(ValueError, match=rf"'{field}' is missing"):
         score(without, written("C"))
 
 

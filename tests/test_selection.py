@@ -12,6 +12,7 @@ import data
 import grpo
 import rewards
 import train
+from lib.samples import load_samples
 from lib.selection import BINS, report_text, select
 from tools.data_commands import parse_arguments, run_command
 from tools.select import read_predictions, write_selection
@@ -341,7 +342,7 @@ def test_a_killed_runs_last_line_and_group_are_left_out_and_said(trained):
 def test_ids_that_a_joint_run_has_prefixed_are_found(trained):
     """Two data sets that number their samples alike get prefixes in training; their own files do not have them."""
     (trained / "y.jsonl").write_text((trained / "x.jsonl").read_text())
-    ids = [sample["id"] for sample in data.load_samples([str(trained / "x.jsonl"), str(trained / "y.jsonl")])]
+    ids = [sample["id"] for sample in load_samples([str(trained / "x.jsonl"), str(trained / "y.jsonl")])]
     assert ids[0] == "x/moved" and ids[7] == "y/moved"
     log = trained / "completions.jsonl"
     log.write_text(log.read_text().replace('"id": "', '"id": "x/') + "".join(logged("y/never", 3, [0, 1, 0, 1])))

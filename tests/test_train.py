@@ -24,13 +24,14 @@ import eval
 import grpo
 import train
 from answers import with_style
-from data import VideoSettings, load_samples
+from data import VideoSettings
 from grpo import accumulate_gradients, rollout, score_groups
 from lib import distributed as scale
 from lib import toy
+from lib.captions import words_judge
 from lib.loader import VideoLoader, _clip_key
+from lib.samples import load_samples
 from model import VideoLM
-from rewards import words_judge
 
 SMALL = ["--toy_train", "6", "--toy_eval", "4", "--sft_steps", "4", "--sft_questions", "4", "--steps", "4", "--questions", "3",
          "--group_size", "4", "--max_new_tokens", "48", "--select_k", "0", "--save_every", "2", "--num_workers", "1",
@@ -598,7 +599,7 @@ def test_ranks_share_a_stream_by_position_however_much_is_taken():
 def test_the_next_step_is_decoded_while_this_one_is_sampled(model, tmp_path, monkeypatch):
     """A GPU that waits for videos waits for minutes: what the next step needs must become ready without being asked for."""
     toy.write_dataset(tmp_path / "toy", 4, 1, 0)
-    questions = data.load_samples([str(tmp_path / "toy" / "train.jsonl")], tasks=["grounding"])
+    questions = load_samples([str(tmp_path / "toy" / "train.jsonl")], tasks=["grounding"])
     config = train.parse_config(["--out", str(tmp_path / "run"), "--questions", "2", "--group_size", "2",
                                  "--max_new_tokens", "3"])
     ready = []
