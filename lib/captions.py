@@ -11,7 +11,7 @@ from functools import lru_cache
 Judge = Callable[[str, str], bool]  # (event, caption): does the caption tell the event?
 
 # An event is told if this share of its content words stands in the caption, close together. Chosen on the 36 invented
-# pairs of tests/test_rewards.py, where it makes the fewest mistakes; real captions may want another number.
+# pairs of tests/lib/test_captions.py, where it makes the fewest mistakes; real captions may want another number.
 TOLD_SHARE = 0.8
 LONGEST_SENTENCE = 30  # words; text that never stops is cut, or a list of all words would be one sentence
 

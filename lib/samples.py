@@ -6,7 +6,6 @@ written (tools/convert.py). Pure Python, so that rewards.py can be imported wher
 """
 
 import json
-import math
 import random
 import re
 import sys

@@ -11,9 +11,9 @@ from conftest import ROOT
 
 import claims
 import data
-import eval
 import train
-from tools import convert, data_commands, plan
+from lib.tables import METRICS
+from tools import convert, data_commands, evaluate, plan
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [line.strip() for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
@@ -38,7 +38,7 @@ def test_every_command_is_one_the_programs_accept(command, tmp_path, monkeypatch
         config = train.parse_config(arguments)
         assert bool(config.model) == ("--model" in command)
     elif script == "eval.py":
-        assert eval.parse_arguments(arguments).model
+        assert evaluate.parse_arguments(arguments).model
     elif script == "tools.plan":
         assert plan.parse_arguments(arguments).model
     elif script == "data.py":
@@ -50,7 +50,7 @@ def test_every_command_is_one_the_programs_accept(command, tmp_path, monkeypatch
 
 @pytest.mark.parametrize("flags", re.findall(r"`(--[a-z_]+[^`]*)`", README))
 def test_every_flag_named_in_the_text_exists(flags):
-    programs = "".join((ROOT / f"{name}.py").read_text() for name in ("eval", "tools/data_commands", "tools/select", "tools/plan"))
+    programs = "".join((ROOT / f"{name}.py").read_text() for name in ("tools/evaluate", "tools/data_commands", "tools/select", "tools/plan"))
     names = {f.name for f in dataclasses.fields(train.Config)} | set(re.findall(r'"--([a-z_0-9]+)"', programs)) | {"help"}
     assert {name for name in re.findall(r"--([a-z_0-9]+)", flags)} <= names
 
@@ -112,7 +112,7 @@ def with_figures(text: str) -> str:
 
 def means_table() -> list[str]:
     """One row a metric, one column a stage or a blind answer, means over the seeds."""
-    names = [name for name in eval.METRICS if name in SEEDS[0]["after"]]
+    names = [name for name in METRICS if name in SEEDS[0]["after"]]
     rows = ["| | " + " | ".join(COLUMNS.values()) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
     for name in names:
         known = [name in (SEEDS[0]["baselines"].get(stage) or SEEDS[0].get(stage)) for stage in COLUMNS]

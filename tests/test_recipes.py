@@ -9,11 +9,10 @@ import pytest
 from conftest import ROOT
 
 import data
-import eval
 import train
 from lib import published
 from lib.samples import read_jsonl, write_jsonl
-from tools import convert, data_commands, plan
+from tools import convert, data_commands, evaluate, plan
 
 RECIPES = (ROOT / "RECIPES.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```bash\n(.*?)```", RECIPES, re.DOTALL)
@@ -66,7 +65,7 @@ def test_every_command_is_one_the_programs_accept(command):
         assert config.model and config.out.startswith("runs/")
         assert "--nproc_per_node=8" in command
     elif script == "eval.py":
-        args = eval.parse_arguments(arguments)
+        args = evaluate.parse_arguments(arguments)
         assert args.model and str(args.out).startswith("runs/")
     elif script == "tools.plan":
         assert plan.parse_arguments(arguments)

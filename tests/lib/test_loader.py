@@ -9,14 +9,13 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 import torch
 from video_files import pictures, read_sample, which_frames, write_video
 
 from data import Clip, VideoSettings
 from lib.loader import DecodePool, FrameCache, VideoLoader, read_arrays
 from lib.readers import VideoError
-
-ROOT = Path(__file__).parent.parent
 
 
 def question(video, **fields):

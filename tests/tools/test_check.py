@@ -4,10 +4,10 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from video_files import pictures, write_folder, write_video
 
 from data import VideoSettings, video_arguments
@@ -93,7 +93,7 @@ def test_the_exit_status_says_whether_all_are_good(tmp_path, capsys):
     assert run_command(parse_arguments(command)) == 0 and "2 good samples" in capsys.readouterr().out
     assert load_samples([f"{tmp_path / 'out' / 'good.jsonl'}@/videos"])[0]["video"] == "/videos/1.mp4"
     write({"video": "1.mp4"}, {"id": "b", "video": "3.mp4"})
-    script = [sys.executable, str(Path(__file__).parent.parent / "data.py")]
+    script = [sys.executable, str(ROOT / "data.py")]
     done = subprocess.run(script + command, capture_output=True, text=True)
     assert done.returncode == 1 and "1 bad" in done.stdout
     write({"task": "vqa"}, {"id": "b", "video": "2.mp4"})
