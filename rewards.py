@@ -15,7 +15,8 @@ is a mistake in the data and raises. And an answer is never repaired: swapping a
 video would pay for something that the model did not say.
 
 Left out on purpose: rewards for length, partial credit for unreadable answers. What a caption tells is judged by the
-rules of lib/captions.py, or by the one model that may have a say, in lib/judge.py. The published parsers differ between training and evaluation; here there is one.
+rules of lib/captions.py, or by the one model that may have a say, in lib/judge.py. The published parsers differ between
+training and evaluation; here there is one.
 """
 
 import argparse

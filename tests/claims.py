@@ -5,7 +5,7 @@
 
 An arm starts from a model that has learnt a little of everything by imitation (`base`, one for each seed), is trained by
 one command, and answers the same held-out questions through `eval.py`. What differs between the arms of a claim is one
-flag or one file. The clips are those of `toy.py`; the questions about them are made here, five kinds:
+flag or one file. The clips are those of `lib/toy.py`; the questions about them are made here, five kinds:
 
     grounding   when is the screen red?                           the labels that SFT sees are late, so there is headroom
     begin       in which part of the clip does it begin? (qa)     likewise: the letter that a late annotator would choose

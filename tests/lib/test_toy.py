@@ -14,6 +14,7 @@ import rewards
 import train
 from lib import distributed as scale
 from lib import toy
+from lib.captions import words_judge
 from lib.samples import TASKS, load_samples
 from model import VideoLM
 
@@ -118,7 +119,7 @@ def test_a_caption_of_one_clip_tells_no_event_of_another():
     for events in told:
         text = data.reference_caption({"events": events})
         for event in {event for other in told for event in other}:
-            assert rewards.words_judge(event, text) == (event in events)
+            assert words_judge(event, text) == (event in events)
 
 
 def test_captions_do_not_change_the_tokenizer_of_a_run_without_them(tmp_path, monkeypatch):
