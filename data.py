@@ -2,12 +2,13 @@
 
 Read from top to bottom; the order is the one in which a sample travels:
 
-    train.jsonl  --load_samples-->  sample (dict)  --build_prompt-->  chat messages  --encode_prompt-->  ids (P,)
-    clip.mp4     --read_video--->   frames (T, 3, H, W)  --patchify-->  patches (N, 1176), grid
-    ids, grid    --mrope_positions-->  positions (3, P)                    (prepare: all of it for one sample)
+    sample (dict)  --build_prompt-->  chat messages  --encode_prompt-->  ids (P,)
+    clip.mp4       --read_video--->  frames (T, 3, H, W)  --patchify-->  patches (N, 1176), grid
+    ids, grid      --mrope_positions-->  positions (3, P)                  (prepare: all of it for one sample)
 
 Nothing here knows a model, a reward or a gradient. Letters: P prompt tokens, V video tokens among them, T frames,
-N = 4V patches. `lib/loader.py` runs `read_video` in worker processes, `lib/selection.py` picks what is worth training on.
+N = 4V patches. Samples are read in lib/samples.py, files are opened in lib/readers.py; lib/loader.py runs `read_video` in
+worker processes. The command line, `python data.py toy | convert | check | select`, is in tools/data_commands.py.
 
 Left out on purpose: the library's own video processor. Frame choice, resize, patch order and positions are a page of
 code, they are what a video model sees, and their library versions differ from release to release without a word.
@@ -15,185 +16,16 @@ code, they are what a video model sees, and their library versions differ from r
 
 import json
 import math
-import random
-import re
-from collections import Counter
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
 import torch
 
-# ---------------------------------------------------------------------------------------------------------------------
-# 1. Samples: one JSON object a line
-
-TASKS = ("grounding", "qa", "gqa", "tracking", "classification", "captioning")
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-NUM_BOXES = 8  # of a tracking sample, as in VideoChat-R1
-
-
-def load_samples(entries: list[str], video_root: str | Path | None = None, tasks: list[str] | None = None,
-                 seed: int = 0) -> list[dict]:
-    """Samples of all `entries`, in file order, each with an absolute `video`.
-
-    An entry is FILE[@VIDEO_ROOT][:N] (its first N samples) or FILE[@VIDEO_ROOT][:P%] (a share, drawn with `seed`, in
-    file order); N and P count samples of the wanted `tasks`. Videos lie under the entry's root, else `video_root`, else
-    beside the file. An id that occurs in two files is prefixed with its file's stem. Spans are passed on as annotated.
-    Raises ValueError that names file, line, field, value and remedy.
-    """
-    if unknown := set(tasks or ()) - set(TASKS):
-        raise ValueError(f"unknown task {sorted(unknown)[0]!r}; the tasks are {', '.join(TASKS)}")
-    parts = [parse_entry(entry) for entry in entries]
-    loaded = []
-    for file, root, take in parts:
-        samples = [sample for sample in read_jsonl(file) if not tasks or sample["task"] in tasks]
-        if not samples:
-            raise ValueError(f"{file}: no sample{' of task ' + ', '.join(tasks) if tasks else ''}; check the file "
-                             "and --tasks")
-        samples = _take(samples, take, random.Random(f"{seed} {file.name}"))
-        if not samples:
-            raise ValueError(f"{file}: ':{take}' leaves no sample of it")
-        for sample in samples:
-            if "video" in sample:
-                sample["video"] = str((Path(root or video_root or file.parent) / sample["video"]).absolute())
-        loaded.append(samples)
-    _make_ids_unique([file for file, _, _ in parts], loaded)
-    return [sample for samples in loaded for sample in samples]
-
-
-def parse_entry(entry: str) -> tuple[Path, str | None, str | None]:
-    """FILE, VIDEO_ROOT and N or "P%" of an entry; the last two may be None."""
-    name, take = re.fullmatch(r"(.+?)(?::(\d+(?:\.\d+)?%|\d+))?", entry, re.DOTALL).groups()
-    # A path may itself contain an @, so the root begins at the first @ that a file's name ends before.
-    for at in (match.start() for match in re.finditer("@", name)):
-        if Path(name[:at]).is_file():
-            return Path(name[:at]), name[at + 1:], take
-    if not Path(name).is_file():
-        raise ValueError(f"{name.partition('@')[0]}: no such file (entry {entry!r}; an entry is "
-                         "FILE[@VIDEO_ROOT][:N] or FILE[@VIDEO_ROOT][:P%])")
-    return Path(name), None, take
-
-
-def _take(samples: list[dict], take: str | None, rng: random.Random) -> list[dict]:
-    if take is None:
-        return samples
-    if not take.endswith("%"):
-        return samples[:int(take)]
-    count = min(round(len(samples) * float(take[:-1]) / 100), len(samples))
-    return [samples[i] for i in sorted(rng.sample(range(len(samples)), count))]
-
-
-def _make_ids_unique(files: list[Path], loaded: list[list[dict]]) -> None:
-    """Prefix the ids that several files share, in place. Two files of one name are told apart by their place."""
-    count = Counter(sample["id"] for samples in loaded for sample in samples)
-    stems = Counter(file.stem for file in files)
-    for place, (file, samples) in enumerate(zip(files, loaded), 1):
-        name = file.stem if stems[file.stem] == 1 else f"{file.stem}#{place}"
-        for sample in samples:
-            if count[sample["id"]] > 1:
-                sample["id"] = f"{name}/{sample['id']}"
-
-
-def read_jsonl(file: str | Path) -> list[dict]:
-    """The validated samples of one file as they stand in it. ValueError names the line, the field and the value."""
-    samples, line_of = [], {}
-    with open(file, "rb") as lines:  # bytes: text mode would also break lines at characters other than \n
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                sample = json.loads(line)
-            except ValueError as error:  # no JSON, or no UTF-8
-                raise ValueError(f"{file}:{number}: not a JSON object ({error}); write one object a line") from error
-            if problem := find_problem(sample):
-                raise ValueError(f"{file}:{number}: {problem}")
-            if sample["id"] in line_of:
-                raise ValueError(f"{file}:{number}: field 'id': {sample['id']!r} is also the id of line "
-                                 f"{line_of[sample['id']]}; ids must be unique within a file")
-            line_of[sample["id"]] = number
-            samples.append(sample)
-    return samples
-
-
-def _is_number(value) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_text(value) -> bool:
-    return isinstance(value, str) and bool(value.strip())
-
-
-def _are_rows(value, width: int) -> bool:
-    return (isinstance(value, list) and len(value) > 0
-            and all(isinstance(row, list) and len(row) == width and all(map(_is_number, row)) for row in value))
-
-
-# What a field has to be, wherever it occurs: (test, words for the message).
-FIELDS = {
-    "id": (_is_text, "a string"),
-    "task": (lambda value: value in TASKS, f"one of {', '.join(TASKS)}"),
-    "video": (_is_text, "a path; leave it out for a text-only sample"),
-    "question": (_is_text, "a string"),
-    "options": (lambda value: isinstance(value, list) and 0 < len(value) <= len(LETTERS)
-                and all(isinstance(option, str) for option in value), "a list of 1 to 26 strings without letters"),
-    "answer": (_is_text, "a string"),
-    "spans": (lambda value: _are_rows(value, 2), "a list of [start, end] in seconds"),
-    "boxes": (lambda value: _are_rows(value, 4) and len(value) == NUM_BOXES, "a list of 8 [x0, y0, x1, y1]"),
-    "events": (lambda value: isinstance(value, list) and len(value) > 0
-               and all(isinstance(event, str) and any(map(str.isalnum, event)) for event in value),
-               "a list of sentences with words in them, one for each event"),
-    "frames": (lambda value: isinstance(value, list) and len(value) == NUM_BOXES
-               and all(type(i) is int and i >= 0 for i in value), "a list of 8 frame numbers from 0"),
-    "duration": (lambda value: _is_number(value) and value > 0, "seconds above 0; leave it out if unknown"),
-    "fps": (lambda value: _is_number(value) and value > 0, "frames a second above 0"),
-    "think": (lambda value: isinstance(value, bool), "true or false"),
-    "target": (lambda value: isinstance(value, str), "a string"),
-    "start": (lambda value: _is_number(value) and value >= 0, "seconds from 0"),
-    "end": (lambda value: _is_number(value) and value > 0, "seconds above 0"),
-}
-NEEDED = {"grounding": ["spans"], "qa": ["options", "answer"], "gqa": ["options", "answer", "spans"],
-          "tracking": ["boxes"], "classification": ["options", "answer"], "captioning": ["events"]}
-
-
-def find_problem(sample: object) -> str | None:
-    """What is wrong with a sample, in words that name field, value and remedy; None if it is sound."""
-    if not isinstance(sample, dict):
-        return f"{str(sample)[:60]!r} is not a JSON object; write one object a line"
-    for field, (is_right, wanted) in FIELDS.items():
-        if field in sample and not is_right(sample[field]):
-            return f"field {field!r} is {str(sample[field])[:80]!r}; it must be {wanted}"
-    for field in ["id", "task", "question", *NEEDED.get(sample.get("task"), [])]:
-        if field not in sample:
-            return f"field {field!r} is missing; it must be {FIELDS[field][1]}"
-    task = sample["task"]
-    if task == "grounding" and len(sample["spans"]) != 1:
-        return f"field 'spans' has {len(sample['spans'])} spans; grounding has exactly one (gqa may have several)"
-    if task in ("qa", "gqa") and sample["answer"] not in LETTERS[:len(sample["options"])]:
-        return f"field 'answer' is {sample['answer']!r}; it must be a letter of the {len(sample['options'])} options"
-    labels = [label.strip().lower() for label in sample.get("options", [])]
-    if task == "classification" and sample["answer"].strip().lower() not in labels:
-        return f"field 'answer' is {sample['answer']!r}; it must be one of the options {sample['options']}"
-    if sample.get("end", math.inf) <= sample.get("start", 0):
-        return f"field 'end' is {sample['end']}; it must lie behind 'start' ({sample.get('start', 0)})"
-    return None
-
-
-def write_jsonl(file: Path, samples: list[dict], source: Path | None = None) -> None:
-    """One sample a line, UTF-8. `source`: the file they come from. Where `file` lies elsewhere, videos that lie beside
-    `source` get their absolute path, so that they are found from there too."""
-    moved = source is not None and file.parent.resolve() != source.parent.resolve()
-    # Half a surrogate pair is no UTF-8, but JSON may hold it as \ud83d, which is just how backslashreplace writes it.
-    with open(file, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as lines:
-        for sample in samples:
-            if moved and "video" in sample and (video := source.parent.resolve() / sample["video"]).exists():
-                sample = {**sample, "video": str(video)}
-            lines.write(json.dumps(sample, ensure_ascii=False) + "\n")
-
+from lib.readers import DECODING_ERRORS, Source, VideoError, find_video, first_line, open_video
+from lib.samples import LETTERS, NUM_BOXES
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 2. Prompts, in the published words, and the completion a warm start imitates
+# 1. Prompts, in the published words, and the completion a warm start imitates
 
 STYLES = ("think", "answer", "temporal_r1")
 THINK = ("Output your thought process within the <think> </think> tags, including analysis with either specific "
@@ -367,18 +199,7 @@ def _merge_texts(pieces: list[tuple[bool, str]]) -> list[tuple[bool, str]]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 3. Video: which frames, how large, and the file readers
-
-
-class VideoError(Exception):
-    """A video that cannot be read: `path` and `reason`. Never repaired, never replaced by another video."""
-
-    def __init__(self, path: str | Path, reason: str):
-        super().__init__(str(path), reason)  # both in args, so that it survives pickling
-        self.path, self.reason = str(path), reason
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
+# 2. Video: which frames, and how large
 
 
 @dataclass(frozen=True)
@@ -461,7 +282,7 @@ def read_video(path: str | Path, *, target_fps: float = 2.0, max_frames: int = 7
         wanted = sorted(set(indices))
         chunks = [_resize(torch.from_numpy(chunk), min_pixels, budget) for chunk in source.fetch(wanted)]
     except DECODING_ERRORS as error:
-        raise VideoError(path, _first_line(error)) from error
+        raise VideoError(path, first_line(error)) from error
     if (decoded := sum(map(len, chunks))) != len(wanted):
         raise VideoError(path, f"truncated: only {decoded} of the {len(wanted)} frames needed can be decoded")
     place = {index: k for k, index in enumerate(wanted)}
@@ -469,19 +290,7 @@ def read_video(path: str | Path, *, target_fps: float = 2.0, max_frames: int = 7
     return Clip(torch.cat(chunks)[[place[i] for i in indices]], torch.from_numpy(begins), sample_fps)
 
 
-def find_video(path: str | Path) -> Path:
-    """The path itself, or the same name with another container's suffix: annotations guess .mp4 where ActivityNet
-    has .mkv and .webm. VideoError where there is nothing, or nothing in it."""
-    path = Path(path)
-    found = next((p for p in (path, path.with_suffix(".mkv"), path.with_suffix(".webm")) if p.exists()), None)
-    if found is None:
-        raise VideoError(path, "no such file; check the path, and --video_root where there is one")
-    if found.is_file() and found.stat().st_size == 0:
-        raise VideoError(found, "the file is empty")
-    return found
-
-
-def choose_frames(source: "Source", target_fps: float, max_frames: int, start: float | None, end: float | None,
+def choose_frames(source: Source, target_fps: float, max_frames: int, start: float | None, end: float | None,
                    frames: list[int] | int | None) -> tuple[list[int], float]:
     """Indices into the file, and the rate of the chosen frames."""
     first = max(0, math.ceil((start or 0) * source.fps))
@@ -510,119 +319,6 @@ def _resize(frames: torch.Tensor, min_pixels: int, max_pixels: float) -> torch.T
     return resized.clamp(0, 255).round().to(torch.uint8).contiguous()
 
 
-class Source(NamedTuple):
-    """An opened video, whatever reads it."""
-    num_frames: int
-    fps: float
-    begins: np.ndarray  # (num_frames,) float64 seconds, on the file's own clock
-    fetch: Callable[[list[int]], Iterator[np.ndarray]]  # ascending indices to chunks (n, H, W, 3) of uint8
-
-
-try:
-    import decord
-    decord.logging.set_level(decord.logging.QUIET)
-    DECODER_ERROR = decord._ffi.base.DECORDError  # is no RuntimeError, and decord exports it nowhere else
-except ImportError:  # no wheel for this platform: PyAV decodes
-    decord, DECODER_ERROR = None, RuntimeError
-# What decoders, pillow and the arithmetic above raise for a file they cannot use. PyAV's and pillow's errors are
-# OSErrors or ValueErrors. Anything else is a mistake in this program and is not caught.
-DECODING_ERRORS = (RuntimeError, OSError, ValueError, EOFError, SyntaxError, DECODER_ERROR)
-
-
-def _first_line(error: Exception) -> str:
-    """decord's messages carry a C++ stack trace."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return re.sub(r"^\[.*?\] \S*: ", "", lines[0])[:300]
-
-
-def open_video(path: Path, fps: float = 2.0, reader: str | None = None) -> Source:
-    """A folder of frames at `fps`, or a file through `reader` ("decord", "pyav", None: decord where there is one)."""
-    if path.is_dir():
-        return _open_folder(path, fps)
-    return _open_decord(path) if (reader or ("decord" if decord else "pyav")) == "decord" else _open_pyav(path)
-
-
-def _open_decord(path: Path) -> Source:
-    try:  # One thread: with three or more decord 0.6.0 fails on valid VP9 files. And str: it refuses Path objects.
-        video = decord.VideoReader(str(path), num_threads=1)
-    except (RuntimeError, DECODER_ERROR) as error:  # its own message is "Error reading PATH..."
-        raise ValueError("decord cannot open it: not a video, of a kind it does not know, or truncated") from error
-    begins = video.get_frame_timestamp(range(len(video)))[:, 0].astype(np.float64)
-
-    def fetch(indices: list[int]) -> Iterator[np.ndarray]:
-        for at in range(0, len(indices), 4):  # in chunks: a frame of 4K video takes 100 MB on its way through _resize
-            yield video.get_batch(indices[at:at + 4]).asnumpy()
-
-    return Source(len(video), float(video.get_avg_fps()), begins, fetch)
-
-
-def _open_pyav(path: Path) -> Source:
-    """Reads from the first frame on: slower than jumping, but right in every kind of file."""
-    import av
-
-    with av.open(str(path)) as container:
-        if not container.streams.video:
-            raise ValueError("it has no video stream")
-        stream = container.streams.video[0]
-        # The container's own frame count is often 0 or wrong, its packets are not.
-        times = sorted(packet.pts for packet in container.demux(stream)
-                       if packet.pts is not None and not packet.is_discard)
-        begins, rate = np.array(times, dtype=np.float64) * float(stream.time_base), stream.average_rate
-    if not times or not rate:
-        raise ValueError("it has no frames")
-
-    def fetch(indices: list[int]) -> Iterator[np.ndarray]:
-        wanted = {times[index] for index in indices}  # by time: a frame that cannot be decoded shifts no other
-        with av.open(str(path)) as container:
-            for frame in container.decode(video=0):
-                if frame.pts in wanted:  # decord applies the rotation that phones write into the header, PyAV does not
-                    yield np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)[None].copy()
-                if frame.pts == times[indices[-1]]:
-                    return
-
-    return Source(len(begins), float(rate), begins, fetch)
-
-
-def _open_folder(path: Path, fps: float) -> Source:
-    files = [file for file in path.iterdir() if file.suffix.lower() in (".jpg", ".jpeg", ".png")]
-    if not files:
-        raise ValueError("the folder holds no .jpg, .jpeg or .png")
-    # By number, not by letter: frame_10 comes after frame_9.
-    files.sort(key=lambda file: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", file.name)])
-
-    def fetch(indices: list[int]) -> Iterator[np.ndarray]:
-        size = None
-        for index in indices:
-            frame = _read_image(files[index])
-            if size not in (None, frame.shape):
-                raise ValueError(f"{files[index].name} has {frame.shape[1]} x {frame.shape[0]} pixels, the frame "
-                                 f"before it {size[1]} x {size[0]}; all frames of a folder must have one size")
-            size = frame.shape
-            yield frame[None]
-
-    return Source(len(files), float(fps), np.arange(len(files)) / fps, fetch)
-
-
-def _read_image(file: Path) -> np.ndarray:
-    """(H, W, 3) uint8; transparent pixels are white, as qwen-vl-utils has them."""
-    from PIL import Image
-
-    try:
-        with Image.open(file) as image:
-            if image.mode in ("RGBA", "LA") or "transparency" in image.info:
-                rgba = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-            return np.array(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"frame {file.name}: {_first_line(error)}") from error
-
-
-def read_sample(sample: dict, settings: VideoSettings = VideoSettings()) -> Clip:
-    """The clip of one sample: its `start`, `end`, `frames` and `fps` honoured. Tracking without `frames` shows eight
-    evenly spaced ones, round(k (n - 1) / 7), one for each box."""
-    return read_video(sample["video"], **video_arguments(sample, settings))
-
-
 def video_arguments(sample: dict, settings: VideoSettings) -> dict:
     """The keywords `read_video` gets for this sample; with the path they are all that a clip depends on."""
     return {**vars(settings), "start": sample.get("start"), "end": sample.get("end"), "fps": sample.get("fps", 2.0),
@@ -630,7 +326,7 @@ def video_arguments(sample: dict, settings: VideoSettings) -> dict:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 4. Patches and positions
+# 3. Patches and positions
 
 PATCH, MERGE = 14, 2  # a token is MERGE x MERGE patches of PATCH x PATCH pixels and 2 frames
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -694,7 +390,7 @@ def mrope_positions(ids: torch.Tensor, grid: tuple[int, int, int] | None, second
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 5. All of it for one sample
+# 4. All of it for one sample
 
 
 @dataclass(frozen=True)

@@ -7,44 +7,95 @@ published evaluation scripts do, makes a model look better the more often it bre
     python eval.py --model M --video clip.mp4 --task grounding --question "a person opens the door"     one question
     torchrun eval.py --model M --data x.jsonl --out DIR                                                  a data set
 
-Read in this order: what one completion is worth (`sample_metrics`), the means (`compute_metrics`), how sure they are
-and what they are for each kind of question, four answers that never look at the video (`blind_baselines`), the command
-line. How a model is asked is in answers.py. The four are no formality: on VideoChat-R1's 180 tracking sequences,
-copying the start box eight times gets an AO of 42.35, where the paper's models get 41.8 to 43.8.
+Read in this order: how a model is asked (`answer_all`, for training, selection and evaluation alike), what one completion
+is worth (`sample_metrics`), the means (`compute_metrics`), four answers that never look at the video (`blind_baselines`).
+The four are no formality: on VideoChat-R1's 180 tracking sequences, copying the start box eight times gets an AO of 42.35,
+where the paper's models get 41.8 to 43.8. The command line, with intervals, categories and probes, is tools/evaluate.py.
 
-Left out on purpose: official scripts' own parsers (numbers here are those of one parser for all), blind captions, and
-intervals that know that questions about one video are alike.
+Left out on purpose: official scripts' own parsers (numbers here are those of one parser for all), blind captions,
+retrying a question, and answers that are shared between samples.
 """
 
-import argparse
-import hashlib
 import json
 import math
-import platform
-import shutil
-import sys
 from collections import Counter
-from importlib import metadata
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 import rewards
-from answers import (CHANGES, SETTINGS, Asking, answer_all, claim, complete, probe_samples, what_decides, what_is_read,
-                     with_style, write_lines)
-from data import FIELDS, STYLES, TASKS, VideoError, VideoSettings, load_samples, parse_entry, prepare, reference_caption
-from lib import distributed as scale
-from lib import published
-from lib.judge import load_judge
-from lib.loader import VideoLoader
-from lib.tables import METRICS, print_categories, print_probes, print_published, print_reasons, print_table
-from model import VideoLM
+from data import Clip, PromptTooLong, reference_caption
+from grpo import rollout
+from lib import distributed
+from lib.answers import SamplingSettings, append_lines, read_partial
+from lib.captions import Judge, split_sentences, told, words_judge
+from lib.questions import load_prompts, sampling_seed
+from lib.readers import VideoError
+from lib.tables import METRICS
+
+# ---- the answers of a model ------------------------------------------------------------------------------------------
+
+
+def answer_all(model, loader, samples: list[dict], world: distributed.World, sampling: SamplingSettings, title: str,
+               partial: Path | None = None, change: Callable[[dict, Clip], Clip] | None = None) -> list[dict]:
+    """Completions of every sample, on all ranks together; each sample is answered by exactly one rank.
+
+    Returns, on every rank and in the order of `samples`, one dict a sample: id, task, completions, rewards, parts and
+    reasons, each a list of `num_samples`. A sample whose video cannot be read, or whose prompt is too long, has empty
+    completions of reward 0 and says so under `problem`.
+
+    partial: a folder where every rank writes its answers down as they come. What lies there is not asked again; the
+    caller removes it when the result is safe. change: what is done to a clip before the model sees it (probes).
+    """
+    done = read_partial(world, partial, samples) if partial else {}
+    mine = world.share([sample for sample in samples if sample["id"] not in done])
+    answered: list[dict] = []
+    bar = tqdm(total=len(samples), initial=len(done), desc=title, unit="q", disable=not world.is_first, leave=False)
+    for start in range(0, len(mine), sampling.batch):
+        for sample in mine[start:start + 2 * sampling.batch]:  # this batch, and the next while this one is answered
+            loader.submit(sample)
+        batch = answer_batch(model, loader, mine[start:start + sampling.batch], sampling, change)
+        if partial:
+            append_lines(partial / f"rank{world.rank}.jsonl", batch)
+        answered += batch
+        bar.update(min(len(samples) - bar.n, sampling.batch * world.size))
+    bar.close()
+    done |= {prediction["id"]: prediction for prediction in distributed.gather(world, answered)}
+    return [done[sample["id"]] for sample in samples]
+
+
+def answer_batch(model, loader, samples: list[dict], sampling: SamplingSettings,
+                 change: Callable[[dict, Clip], Clip] | None = None) -> list[dict]:
+    prompts, problems = load_prompts(model, loader, samples, sampling.style, sampling.max_prompt_tokens, change,
+                                     forgive=(VideoError, PromptTooLong))
+    askable = [prompt for prompt in prompts if prompt is not None]
+    # -1: no step of training draws this noise
+    seeds = [sampling_seed(sampling.seed, -1, prompt.sample["id"]) for prompt in askable]
+    groups = iter(rollout(model, askable, group_size=sampling.num_samples, max_new_tokens=sampling.max_new_tokens,
+                          temperature=sampling.temperature, seeds=seeds, mix=sampling.mix, judge=sampling.judge))
+    predictions = []
+    for sample, prompt in zip(samples, prompts):
+        line = {"id": sample["id"], "task": sample["task"]}
+        if prompt is None:
+            problem, K = problems[sample["id"]], sampling.num_samples
+            reason = "prompt_too_long" if isinstance(problem, PromptTooLong) else "unreadable_video"
+            line |= {"completions": [""] * K, "rewards": [0.0] * K, "reasons": [reason] * K, "problem": str(problem),
+                     "parts": [rewards.score(sample, "", sampling.mix, sampling.judge).parts] * K}
+        else:
+            group = next(groups)
+            line |= {"completions": group.texts, "rewards": [score.total for score in group.scores],
+                     "parts": [score.parts for score in group.scores], "reasons": group.reasons}
+        predictions.append(line)
+    return predictions
+
 
 # ---- what one completion is worth -----------------------------------------------------------------------------------
 
 
 def sample_metrics(sample: dict, completion: str | None,
-                   judge: rewards.Judge = rewards.words_judge) -> dict[str, float]:
+                   judge: Judge = words_judge) -> dict[str, float]:
     """All metrics of one sample, each in [0, 1]; their means over a data set are what is reported.
 
     None stands for a completion that does not exist, for example because the video cannot be read: it counts 0 in
@@ -122,7 +173,7 @@ def unseen_boxes_overlap(sample: dict, completion: str) -> float:
     return sum(overlaps[2:]) / 6
 
 
-def caption_precision(sample: dict, completion: str, judge: rewards.Judge = rewards.words_judge) -> float:
+def caption_precision(sample: dict, completion: str, judge: Judge = words_judge) -> float:
     """The share of the caption's sentences that the annotated events tell, by the judge with its two sides exchanged.
 
     Dream-1k has a model cut the caption into events first; here a sentence is one, so that a sentence of three true
@@ -134,16 +185,16 @@ def caption_precision(sample: dict, completion: str, judge: rewards.Judge = rewa
     0.5
     """
     caption, _ = rewards.read(completion, "answer", rewards.parse_caption)
-    sentences = rewards.split_sentences(caption or "")
+    sentences = split_sentences(caption or "")
     reference = reference_caption(sample)
-    return sum(rewards.told(judge, [(sentence, reference) for sentence in sentences])) / max(len(sentences), 1)
+    return sum(told(judge, [(sentence, reference) for sentence in sentences])) / max(len(sentences), 1)
 
 
 # ---- the means ------------------------------------------------------------------------------------------------------
 
 
 def compute_metrics(samples: list[dict], completions: list[str | None],
-                    judge: rewards.Judge = rewards.words_judge) -> dict[str, float]:
+                    judge: Judge = words_judge) -> dict[str, float]:
     """Means over samples of the names in METRICS, and `n`, their number. One completion a sample, None if it failed.
 
     The tasks may be mixed: a task's metrics are means over its own samples, `parse_failure` and `n` over all.
@@ -173,82 +224,13 @@ def f1(precision, recall):
 
 
 def values_of(samples: list[dict], predictions: list[dict],
-              judge: rewards.Judge = rewards.words_judge) -> list[dict[str, float]]:
+              judge: Judge = words_judge) -> list[dict[str, float]]:
     """The metrics of each sample; of its K completions the mean."""
     values = []
     for sample, prediction in zip(samples, predictions, strict=True):
         rounds = [sample_metrics(sample, completion, judge) for completion in prediction["completions"]]
         values.append({name: sum(r[name] for r in rounds) / len(rounds) for name in rounds[0]})
     return values
-
-
-# ---- how sure, and for which kind of question -----------------------------------------------------------------------
-
-RESAMPLES = 1000
-
-
-def resampled_means(values: list[dict[str, float]]) -> dict[str, np.ndarray]:
-    """The means of RESAMPLES data sets drawn with replacement from this one: {name: (RESAMPLES,)}.
-
-    Which samples are drawn depends on their number alone. So two runs over the same samples meet the same draws, and
-    the differences of their means are those of one data set asked twice.
-    """
-    means = {}
-    for name in METRICS:
-        column = np.array([of_sample[name] for of_sample in values if name in of_sample])  # (S,)
-        if len(column):
-            rng = np.random.default_rng(0)
-            draws = (rng.integers(0, len(column), len(column)) for _ in range(RESAMPLES))
-            means[name] = np.array([column[draw].mean() for draw in draws])
-    if "captioning/recall" in means:
-        means["captioning/F1"] = f1(means["captioning/precision"], means["captioning/recall"])
-    return means
-
-
-def intervals_of(means: dict[str, np.ndarray]) -> dict[str, list[float]]:
-    """95 % percentile bootstrap: {name: [low, high]}. It covers the choice of samples, not that of a training seed."""
-    return {name: np.quantile(column, (0.025, 0.975)).tolist() for name, column in means.items()}
-
-
-NEXT_QA = {"CW", "CH", "TN", "TC", "TP", "DC", "DL", "DO"}  # causal, temporal, descriptive: why, how, next, ...
-
-
-def by_category(samples: list[dict], values: list[dict[str, float]]) -> dict[str, dict[str, dict[str, float]]]:
-    """{task: {category: metrics}} for the tasks whose samples have a `category`, in the order of the file.
-
-    `macro mean` is over the categories, each with the same weight. Where they are NExT-QA's types, TP counts as TN, as
-    in the official script, and `Acc@C`, `Acc@T` and `Acc@D` sum up by the first letter. `blind` is the best blind
-    answer, chosen on the category itself, by the first metric of the row.
-    """
-    tables = {}
-    for task in TASKS:
-        pairs = [(sample, value) for sample, value in zip(samples, values)
-                 if sample["task"] == task and sample.get("category")]
-        is_next_qa = {str(sample["category"]) for sample, _ in pairs} <= NEXT_QA
-        groups: dict[str, list] = {}
-        for sample, value in pairs:
-            category = str(sample["category"])
-            groups.setdefault("TN" if is_next_qa and category == "TP" else category, []).append((sample, value))
-        if not groups:
-            continue
-        rows = {category: category_row(group) for category, group in groups.items()}
-        names = next(iter(rows.values()))
-        macro = {name: sum(row[name] for row in rows.values()) / len(rows) for name in names} | {"n": len(pairs)}
-        if is_next_qa:
-            for letter in "CTD":
-                if group := [pair for pair in pairs if str(pair[0]["category"])[0] == letter]:
-                    rows[f"Acc@{letter}"] = category_row(group)
-        tables[task] = rows | {"macro mean": macro}
-    return tables
-
-
-def category_row(pairs: list[tuple[dict, dict]]) -> dict[str, float]:
-    """The metrics of some samples of one task, and `blind` where there is a blind answer to them."""
-    row = means_of([value for _, value in pairs])
-    guesses = blind_baselines([sample for sample, _ in pairs]).values()
-    name = next(name for name in METRICS if name in row)
-    known = [guess[name] for guess in guesses if name in guess]
-    return row | ({"blind": max(known)} if known else {})
 
 
 # ---- answers that never look at the video ---------------------------------------------------------------------------
@@ -377,292 +359,7 @@ def write(sample: dict, answer: str, glue: str | None = None) -> str:
     return f"{thought}<answer>{answer}</answer>" + ("" if glue is None else f"<glue>{glue}</glue>")
 
 
-# ---- the command line -----------------------------------------------------------------------------------------------
-
-
-ASKED = "asked.json"  # in a model's folder
-PUBLISHED = {"prompt": "think", "fps": 2.0, "max_frames": 768, "total_pixels": 3584 * 784, "min_pixels": 16 * 784,
-             "max_new_tokens": 1024, "max_prompt_tokens": 16384}  # VideoChat-R1's, where a folder does not say
-
-
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Answer one question about one video (--video), or the questions of a "
-                                                 "data set (--data) and score the answers.",
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    add = parser.add_argument
-    add("--model", required=True, help="Hugging Face folder or hub id of a Qwen2.5-VL")
-    add("--video", help="one video file, or folder of frames, to answer one question about")
-    add("--task", choices=TASKS, help="with --video: the kind of question")
-    add("--question", help="with --video: the event to find, the question, or the object to track")
-    add("--options", nargs="+", help="with --video: the answers to choose from, without letters (qa, gqa, "
-        "classification)")
-    add("--box", nargs=4, type=float, metavar=("X0", "Y0", "X1", "Y1"),
-        help="with --video: where the object is at first, as fractions of width and height (tracking)")
-    add("--data", nargs="+", help="samples: FILE[@VIDEO_ROOT][:N] or FILE[@VIDEO_ROOT][:P%%]")
-    add("--out", type=Path, help="folder for predictions.jsonl and metrics.json; answers that are there already, after "
-        "a kill or from a complete run, are not asked for again")
-    add("--overwrite", action="store_true", help="delete the answers in --out and ask again")
-    add("--benchmark", choices=published.BENCHMARKS, help="print the published numbers of this benchmark beside ours")
-    add("--probe", action="store_true", help="ask again with shuffled, frozen, black and exchanged videos, and print "
-        "how much of the score each costs")
-    add("--video_root", help="where the videos lie, unless the entry says so; else the folder of its file")
-    add("--tasks", nargs="+", choices=TASKS, help="only these tasks")
-    add("--prompt", choices=STYLES, help=f"with thought, without, or Temporal-R1's JSON ({as_trained('prompt')})")
-    add("--reward", default="sum", choices=rewards.MIXES, help="how the parts make up a reward")
-    add("--judge", default="", help="causal LM that says which events a caption tells; without it word rules do")
-    add("--num_samples", type=int, default=1, help="completions of each question (K)")
-    add("--temperature", type=float, help="0 is greedy; by default 0 for one completion and 1 for several")
-    add("--max_new_tokens", type=int, help=f"longest completion, in tokens ({as_trained('max_new_tokens')})")
-    add("--max_prompt_tokens", type=int, help=f"a longer prompt scores 0 ({as_trained('max_prompt_tokens')})")
-    add("--batch", type=int, default=8, help="questions that are answered together")
-    add("--seed", type=int, default=0, help="of the sampling")
-    add("--fps", type=float, help=f"frames looked at, for each second of video ({as_trained('fps')})")
-    add("--max_frames", type=int, help=f"most frames of one video ({as_trained('max_frames')})")
-    add("--total_pixels", type=int, help=f"pixel budget of a whole video ({as_trained('total_pixels')})")
-    add("--min_pixels", type=int, help=f"least pixels of a frame ({as_trained('min_pixels')})")
-    add("--num_workers", type=int, default=4, help="processes that decode videos; 0 decodes in this one")
-    add("--decode_seconds", type=float, default=60, help="a video that takes longer is given up")
-    add("--frame_cache", default="", help="folder that keeps decoded clips for later runs; several processes may share it")
-    add("--frame_cache_gb", type=float, default=50, help="its size, in 10^9 bytes; clips not used for longest leave")
-    add("--device", default="auto", help="auto takes CUDA, then MPS, then the CPU")
-    args = parser.parse_args(arguments)
-    if problem := find_problem(args):
-        parser.error(problem)
-    trained = read_asked(args.model)
-    for name, value in trained.items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
-    return args
-
-
-def as_trained(name: str) -> str:
-    return f"default: as in the training of --model, else {PUBLISHED[name]}"
-
-
-def read_asked(model: str) -> dict:
-    """How the model was asked in training: at another resolution, or with another prompt, it is another model."""
-    file = Path(model) / ASKED
-    return PUBLISHED | (json.loads(file.read_text()) if file.exists() else {})
-
-
-def write_asked(folder: Path, settings: dict) -> None:
-    """Beside the weights, what `read_asked` finds there later."""
-    (folder / ASKED).write_text(json.dumps({name: settings[name] for name in PUBLISHED}, indent=1) + "\n")
-
-
-def find_problem(args: argparse.Namespace) -> str | None:
-    """What is wrong with the flags, in words that name the flag and the remedy."""
-    for name in ("num_samples", "batch", "max_new_tokens"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            return f"--{name} is {getattr(args, name)}; it must be at least 1"
-    for name in ("fps", "max_frames", "total_pixels", "min_pixels", "max_prompt_tokens", "decode_seconds"):
-        if getattr(args, name) is not None and getattr(args, name) <= 0:
-            return f"--{name} is {getattr(args, name)}; it must be above 0"
-    if args.num_workers < 0:
-        return f"--num_workers is {args.num_workers}; it must be 0 or more"
-    if args.temperature is not None and args.temperature < 0:
-        return f"--temperature is {args.temperature}; 0 is greedy, 1 the model's own distribution"
-    if args.num_samples > 1 and args.temperature == 0:
-        return f"--num_samples {args.num_samples} at --temperature 0 is one answer {args.num_samples} times"
-    if args.video is None:
-        given = next((name for name in ("task", "question", "options", "box") if getattr(args, name) is not None), None)
-        if given or args.data is None or args.out is None:
-            problem = f"--{given} needs --video" if given else "something to ask is missing"
-            return (f"{problem}: give --data and --out for a data set, or --video, --task and --question for one "
-                    "question")
-        if args.probe and (args.num_samples > 1 or args.temperature):
-            return "--probe compares greedy answers: leave out --num_samples and --temperature"
-        return None
-    given = next((name for name in ("data", "out", "benchmark", "probe", "tasks") if getattr(args, name)), None)
-    if given:
-        return f"--{given} is for a data set; leave it out, or leave out --video"
-    if args.task is None or args.question is None:
-        return "--video needs --task and --question"
-    wanted = {"qa": "options", "gqa": "options", "classification": "options", "tracking": "box"}.get(args.task)
-    for name in ("options", "box"):
-        if (getattr(args, name) is not None) != (name == wanted):
-            return f"--task {args.task} {'needs' if name == wanted else 'has no'} --{name}"
-    if args.box and not (0 <= args.box[0] < args.box[2] <= 1 and 0 <= args.box[1] < args.box[3] <= 1):
-        return f"--box {args.box} is no box: X0 < X1 and Y0 < Y1 are fractions of the frame, from 0 to 1"
-    for field, value in question_of(args).items():
-        if not FIELDS[field][0](value):
-            return f"{field!r} is {value!r}; it must be {FIELDS[field][1]}"
-    return None
-
-
-def main(arguments: list[str] | None = None) -> None:
-    args = parse_arguments(arguments)
-    world = scale.start(args.device)
-    settings = VideoSettings(args.fps, args.max_frames, args.total_pixels, args.min_pixels)
-    temperature = args.temperature if args.temperature is not None else float(args.num_samples > 1)
-    asking = Asking(args.prompt, args.max_new_tokens, args.max_prompt_tokens, args.num_samples, temperature,
-                    args.reward, args.seed, args.batch, load_judge(args.judge if args.video is None else "", world.device))
-    if args.video is None:
-        evaluate(args, world, settings, asking)
-    elif world.is_first:
-        answer_one(args, world, settings, asking)
-    scale.stop()
-
-
-# ---- one question ---------------------------------------------------------------------------------------------------
-
-
-def question_of(args: argparse.Namespace) -> dict:
-    """The flags as a sample. It has no truth, so it can be asked and read but not scored."""
-    sample = {"id": Path(args.video).name, "task": args.task, "question": args.question,
-              "video": str(Path(args.video).absolute())}
-    if args.options is not None:
-        sample["options"] = args.options
-    if args.box is not None:
-        sample["boxes"] = [args.box] * 8  # the prompt shows the first
-    return sample
-
-
-def answer_one(args: argparse.Namespace, world: scale.World, settings: VideoSettings, asking: Asking) -> None:
-    """Print the completions of one question and what the parser reads in them."""
-    (sample,) = with_style([question_of(args)], args.prompt)
-    with VideoLoader(settings, num_workers=min(args.num_workers, 1), deadline=args.decode_seconds) as loader:
-        clip = loader.load(sample)  # first: a video that cannot be read is known before a large model is loaded
-    model = VideoLM.load(args.model, world.device)
-    prompt = prepare(sample, clip, model.tokenizer, args.prompt, max_prompt_tokens=args.max_prompt_tokens,
-                     tokens_per_second=model.tokens_per_second, device=model.device)
-    for text, ended in complete(model, prompt, asking):
-        print(text)
-        if not ended:
-            print(f"(cut at --max_new_tokens {args.max_new_tokens})")
-        print(f"\nread as: {what_is_read(sample, text, clip.seconds.tolist())}\n")
-
-
-# ---- a data set -----------------------------------------------------------------------------------------------------
-
-
-def evaluate(args: argparse.Namespace, world: scale.World, settings: VideoSettings, asking: Asking) -> None:
-    """Answer what is not answered yet, then compute everything from the files of answers."""
-    samples = with_style(load_samples(args.data, args.video_root, args.tasks, args.seed), args.prompt)
-    open_folder(args, world, what_decides(args.model, args.judge, asking, settings, samples))
-    answers: dict[str, list[dict]] = {}  # by probe; "" is the video as it is
-    model = None
-    probes = ["", *CHANGES] if args.probe else [""]
-    complete_already = all(answer_paths(args.out, probe)[0].exists() for probe in probes)
-    num_workers = 0 if complete_already else args.num_workers
-    with VideoLoader(settings, num_workers=num_workers, deadline=args.decode_seconds, frame_cache=args.frame_cache,
-                     frame_cache_gb=args.frame_cache_gb) as loader:
-        for probe in probes:
-            asked = probe_samples(probe, samples, answers[""]) if probe else samples
-            file, partial = answer_paths(args.out, probe)
-            found = read_answers(world, file, asked)
-            if found is None:
-                model = model or VideoLM.load(args.model, world.device)
-                title, change = probe or "answering", CHANGES.get(probe)
-                found = answer_all(model, loader, asked, world, asking, title, partial, change)
-                if world.is_first:
-                    write_lines(file, found)
-            elif world.is_first:
-                print(f"{file} is complete and not asked for again (--overwrite does)")
-            if world.is_first:
-                shutil.rmtree(partial, ignore_errors=True)
-            answers[probe] = found
-    if world.is_first:
-        write_results(args, samples, answers, asking.judge)
-
-
-def answer_paths(out: Path, probe: str) -> tuple[Path, Path]:
-    """Where the answers are when they are complete, and where while they are not."""
-    end = f".{probe}" if probe else ""
-    return out / f"predictions{end}.jsonl", out / f"partial{end}"
-
-
-def open_folder(args: argparse.Namespace, world: scale.World, settings: dict) -> None:
-    """Make sure that what --out holds, if anything, are answers to these questions asked in this way."""
-    if args.overwrite and world.is_first:
-        for probe in ["", *CHANGES]:
-            file, partial = answer_paths(args.out, probe)
-            file.unlink(missing_ok=True)
-            shutil.rmtree(partial, ignore_errors=True)
-        for name in (SETTINGS, "metrics.json"):
-            (args.out / name).unlink(missing_ok=True)
-    scale.wait_for_all(world)
-    if answer_paths(args.out, "")[0].exists() and not (args.out / SETTINGS).exists():
-        raise ValueError(f"{args.out} holds a predictions.jsonl and no {SETTINGS} that says how it was asked for: name "
-                         "another --out, or replace it with --overwrite")
-    claim(world, args.out, settings)
-
-
-def read_answers(world: scale.World, file: Path, samples: list[dict]) -> list[dict] | None:
-    """Complete answers of an earlier run, as rank 0 sees them; None where there are none."""
-    found = None
-    if world.is_first and file.exists():
-        found = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    (found,) = scale.gather(world, [found] if world.is_first else [])
-    if found is not None and [line["id"] for line in found] != [sample["id"] for sample in samples]:
-        raise ValueError(f"{file}: its {len(found)} answers are not those of the {len(samples)} samples, in their "
-                         "order; it was changed, --overwrite asks again")
-    return found
-
-
-def write_results(args: argparse.Namespace, samples: list[dict], answers: dict[str, list[dict]],
-                  judge: rewards.Judge = rewards.words_judge) -> None:
-    """metrics.json, and the tables: beside what a blind answer scores, by category, without the video, as published."""
-    values = values_of(samples, answers[""], judge)
-    metrics, intervals, baselines = means_of(values), intervals_of(resampled_means(values)), blind_baselines(samples)
-    reasons = count_reasons(answers[""])
-    report = {**metrics, "intervals": intervals, "baselines": baselines, "reasons": reasons,
-              "categories": by_category(samples, values)}
-    if args.probe:
-        probed = {probe: probe_samples(probe, samples, answers[""]) for probe in CHANGES}
-        report["probes"] = {probe: compare(samples, values, probed[probe], answers[probe], judge) for probe in CHANGES}
-    report["config"] = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
-    report |= {"versions": versions(), "data": {str(file): hash_of(file) for file, _, _ in map(parse_entry, args.data)}}
-    (args.out / "metrics.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    for prediction in answers[""]:
-        if "problem" in prediction:
-            print(f"{prediction['reasons'][0]}: {prediction['id']}: {prediction['problem']}")
-    print_reasons(reasons)
-    print_categories(report["categories"])
-    if args.benchmark:
-        print_published(args.benchmark, metrics)
-    if args.probe:
-        print_probes(report["probes"], metrics, baselines)
-    print_table({"model": metrics, **baselines}, f"{len(samples)} samples", intervals)
-
-
-def count_reasons(predictions: list[dict]) -> dict[str, int]:
-    """{reason: number of completions}, the commonest first."""
-    return dict(Counter(reason for prediction in predictions for reason in prediction["reasons"]).most_common())
-
-
-def compare(samples: list[dict], values: list[dict[str, float]], probed: list[dict], predictions: list[dict],
-            judge: rewards.Judge) -> dict:
-    """A probe beside the answers to the same samples with the video intact."""
-    value_of = {sample["id"]: value for sample, value in zip(samples, values)}
-    intact, spoilt = [value_of[sample["id"]] for sample in probed], values_of(probed, predictions, judge)
-    score, before = means_of(spoilt), means_of(intact)
-    resampled, resampled_before = resampled_means(spoilt), resampled_means(intact)  # the same draws
-    counts = Counter(sample["task"] for sample in probed)
-    return {"n": dict(counts), "score": score, "intact": before,
-            "drop": {name: before[name] - score[name] for name in resampled},
-            "drop_intervals": intervals_of({name: resampled_before[name] - resampled[name] for name in resampled}),
-            "reasons": count_reasons(predictions)}
-
-
-def versions() -> dict[str, str]:
-    """What the numbers were made with; a package that is not installed is left out."""
-    found = {"python": platform.python_version()}
-    for package in ("torch", "transformers", "numpy", "decord", "av"):
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            pass
-    return found
-
-
-def hash_of(file: Path) -> str:
-    with open(file, "rb") as data:
-        return hashlib.file_digest(data, "sha256").hexdigest()
-
-
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError, VideoError) as error:  # a wrong file or value, named in the message
-        sys.exit(f"error: {error}")
+    from tools.evaluate import main
+
+    main()

@@ -7,15 +7,16 @@ against the annotation, in time (`temporal_iou`), in space (`box_iou`), as right
 the annotated events that a caption tells (`event_recall`). Training and evaluation call the same functions, so what is
 optimised is what is reported.
 
-Read in this order: three overlap measures; the blocks of a completion; one parser for each kind of answer; a judge of
-captions; the truth of a sample; `score`; the command line `python rewards.py completions.jsonl`.
+Read in this order: three overlap measures; the blocks of a completion; one parser for each kind of answer; the truth of
+a sample; `score`; the command line `python rewards.py completions.jsonl`.
 
 Two decisions shape everything below. Malformed model output is normal and scores 0 with a reason; a malformed *sample*
 is a mistake in the data and raises. And an answer is never repaired: swapping a reversed one or clipping it to the
 video would pay for something that the model did not say.
 
-Left out on purpose: rewards for length, partial credit for unreadable answers. The one model that may have a say, a
-judge of captions, lives in lib/judge.py. The published parsers differ between training and evaluation; here there is one.
+Left out on purpose: rewards for length, partial credit for unreadable answers. What a caption tells is judged by the
+rules of lib/captions.py, or by the one model that may have a say, in lib/judge.py. The published parsers differ between
+training and evaluation; here there is one.
 """
 
 import argparse
@@ -25,13 +26,13 @@ import re
 import reprlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import lru_cache
-from string import ascii_uppercase
 from typing import Any, BinaryIO, NamedTuple
+
+from lib.captions import Judge, told, words_judge
+from lib.samples import LETTERS, field_problem, value_problem
 
 Span = tuple[float, float]  # start, end in seconds
 Box = Sequence[float]  # x0, y0, x1, y1, normalised to [0, 1]
-Judge = Callable[[str, str], bool]  # (event, caption): does the caption tell the event?
 
 
 class Score(NamedTuple):
@@ -322,7 +323,7 @@ def parse_letter(text: str, options: Sequence[str]) -> tuple[str | None, str]:
     >>> [parse_letter(text, options)[1] for text in ("Dancing", "F", "A or C")]
     ['bad_choice', 'bad_choice', 'two_letters']
     """
-    offered = ascii_uppercase[:len(options)]
+    offered = LETTERS[:len(options)]
     # An option of one word could be a letter itself: some questions ask which letter was written.
     phrases = [option.strip() for option in options if len(option.split()) > 1]
     start = NO_WORD.match(text).end()
@@ -365,160 +366,34 @@ def parse_caption(text: str) -> tuple[str | None, str]:
     return (text.strip(), "ok") if any(map(str.isalnum, text)) else (None, "empty_answer")
 
 
-# ---- A judge of captions: (event, caption) -> is the event told? -----------------------------------------------------
-
-# An event is told if this share of its content words stands in the caption, close together. Chosen on the 36 invented
-# pairs of tests/test_rewards.py, where it makes the fewest mistakes; real captions may want another number.
-TOLD_SHARE = 0.8
-LONGEST_SENTENCE = 30  # words; text that never stops is cut, or a list of all words would be one sentence
-
-# What carries no event: articles, pronouns, auxiliaries, conjunctions and the commonest prepositions. Not among them
-# are words that can turn an event round: not, no, up, down, left, right, out, off.
-STOP_WORDS = frozenset("""
-    a an the this that these those there here it its he him his she her hers they them their theirs we us our i me my
-    you your who whom whose which what something someone one ones some any is am are was were be been being has have
-    had having do does did doing will would can could may might shall should must and or but so then than as while
-    when where in on of to from with by for at into onto about around through during before after also very just
-    s t re ll ve d m
-    """.split())
-WORD = re.compile(r"[^\W_]+")
-SENTENCE_END = re.compile(r"(?<=[.!?;])\s|\n")  # a full stop inside 12.5 ends nothing
-VOWEL = re.compile(r"[aeiouy]")
-
-
-def words_judge(event: str, caption: str) -> bool:
-    """Does the caption tell the event? Rules instead of a language model: instant, and the same on every machine.
-
-    At least TOLD_SHARE of the event's content words, stemmed, must stand in one sentence of the caption or in two
-    neighbouring ones ("A man comes in. He sits down."). Not in the caption as a whole: every event whose words are
-    scattered over a long text would count, and a model would soon learn to write word lists.
-
-    What fools it: synonyms and irregular forms ("lifts" for "picks up", "ran" for "runs") are not recognised; who does
-    what to whom, and negation, are not seen at all, so that "the dog bites the man" tells that the man bites the dog;
-    and a short list of the right words earns as much as a sentence. It is made for English. `LanguageModelJudge` in
-    lib/judge.py asks a model instead, as VideoChat-R1 did (Qwen2.5-72B there).
-
-    >>> words_judge("a man opens the door", "A woman waits. A man is opening a red door.")
-    True
-    >>> words_judge("a man opens the door", "A man closes the door.")
-    False
-    >>> words_judge("a man opens it", "A man. A dog. It opens.")
-    False
-    """
-    wanted = content_words(event)
-    found = [wanted & sentence for sentence in sentence_words(caption)]
-    pairs = [a | b for a, b in zip(found, found[1:])]
-    most = max(map(len, found + pairs), default=0)
-    return most > 0 and most >= TOLD_SHARE * len(wanted)
-
-
-def content_words(text: str) -> frozenset[str]:
-    """The stems that say what happens; of a text that has stop words only, those."""
-    words = WORD.findall(text.lower())
-    return frozenset(map(stem, [word for word in words if word not in STOP_WORDS] or words))
-
-
-@lru_cache(maxsize=8)  # a caption is asked about once for each event
-def sentence_words(caption: str) -> list[frozenset[str]]:
-    """The content words of each sentence, which ends at LONGEST_SENTENCE words if nothing else ends it."""
-    sentences = []
-    for sentence in split_sentences(caption):
-        words = WORD.findall(sentence)
-        pieces = [words[i:i + LONGEST_SENTENCE] for i in range(0, len(words), LONGEST_SENTENCE)]
-        sentences += [content_words(" ".join(piece)) for piece in pieces]
-    return sentences
-
-
-def split_sentences(text: str) -> list[str]:
-    """The sentences of a text that have a word in them; an abbreviation such as "Mr. X" is cut too, which does no harm.
-
-    >>> split_sentences("It lasts 12.5 s. He leaves... ?")
-    ['It lasts 12.5 s.', 'He leaves...']
-    """
-    return [sentence.strip() for sentence in SENTENCE_END.split(text) if WORD.search(sentence)]
-
-
-def stem(word: str) -> str:
-    """The common part of a word's regular forms: opens, opened, opening -> open; carries, carried, carry -> carri.
-
-    By hand and short, for verbs and plurals only: no irregular form (ran, men), no derived word (opener, quickly), and
-    some different words fall together (hoping, hopping). Each side is stemmed alike, so the result need not be a word.
-    """
-    if not word.isalpha():  # 11, 5th
-        return word
-    if word.endswith(("ies", "ied")):
-        word = word[:-2]
-    elif word.endswith(("ses", "xes", "zes", "ches", "shes")):
-        word = word[:-2]
-    elif word.endswith("s") and not word.endswith(("ss", "us", "is")) and len(word) > 2:
-        word = word[:-1]
-    elif word.endswith("ing") and VOWEL.search(word[:-3]):  # not: sing, string
-        word = word[:-3]
-    elif word.endswith("ed") and not word.endswith("eed") and VOWEL.search(word[:-2]):  # not: red, speed
-        word = word[:-2]
-    word = word.removesuffix("e") or word  # closes, closing, close
-    if word[-2:-1] == word[-1:] and not VOWEL.match(word[-1]):  # putting, put
-        word = word[:-1]
-    return word[:-1] + "i" if word.endswith("y") else word
-
-
 # ---- The truth of a sample: what is wrong here is the data's fault, and is said loudly -------------------------------
 
 
-def bad_sample(sample: dict, field: str, wanted: str) -> ValueError:
-    value = reprlib.repr(sample[field]) if field in sample else "missing"
-    return ValueError(f"sample {reprlib.repr(sample.get('id'))}: `{field}` must be {wanted}, but is {value}")
-
-
-def is_vector(value: Any, length: int) -> bool:
-    """A list (or tuple) of that many finite numbers?"""
-    return isinstance(value, (list, tuple)) and len(value) == length and all(
-        # Compared instead of math.isfinite, which raises for an integer that no float can hold.
-        isinstance(x, (int, float)) and not isinstance(x, bool) and abs(x) <= sys.float_info.max for x in value
-    )
+def annotated(sample: dict, field: str, find_problem: Callable[[dict, str], str | None] = field_problem) -> Any:
+    """One field of the annotation. ValueError with the sample's id where it is missing, or wrong in form."""
+    if problem := find_problem(sample, field):
+        raise ValueError(f"sample {reprlib.repr(sample.get('id'))}: {problem}")
+    return sample[field]
 
 
 def true_spans(sample: dict) -> list[Span]:
     """The annotated windows in seconds, as annotated: `temporal_iou` and `spans_iou` sort a reversed one."""
-    spans = sample.get("spans")
-    if not (isinstance(spans, (list, tuple)) and spans and all(is_vector(span, 2) for span in spans)):
-        raise bad_sample(sample, "spans", "a list of [start, end] in seconds")
-    if sample["task"] == "grounding" and len(spans) != 1:
-        raise bad_sample(sample, "spans", "exactly one [start, end] for grounding")
-    return [(float(start), float(end)) for start, end in spans]
+    return [(float(start), float(end)) for start, end in annotated(sample, "spans")]
 
 
 def true_boxes(sample: dict) -> list[list[float]]:
     """The 8 annotated boxes; corners that the annotation swapped are sorted, as a reversed interval is."""
-    boxes = sample.get("boxes")
-    if not (isinstance(boxes, (list, tuple)) and len(boxes) == 8 and all(is_vector(box, 4) for box in boxes)):
-        raise bad_sample(sample, "boxes", "a list of 8 [x0, y0, x1, y1]")
-    return [[min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)] for x0, y0, x1, y1 in boxes]
+    return [[min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)] for x0, y0, x1, y1 in annotated(sample, "boxes")]
 
 
 def true_letter(sample: dict) -> str:
     """The right letter; the options are checked too, because they decide which letters are offered."""
-    options, answer = sample.get("options"), sample.get("answer")
-    if not (isinstance(options, (list, tuple)) and options and all(isinstance(option, str) for option in options)):
-        raise bad_sample(sample, "options", "the list of the option texts")
-    if not (isinstance(answer, str) and len(answer) == 1 and answer in ascii_uppercase[:len(options)]):
-        raise bad_sample(sample, "answer", f"one of the letters of its {len(options)} options")
-    return answer
+    annotated(sample, "options")
+    return annotated(sample, "answer")
 
 
 def true_label(sample: dict) -> str:
-    answer = sample.get("answer")
-    if not (isinstance(answer, str) and answer.strip()):
-        raise bad_sample(sample, "answer", "a label")
-    return answer.strip().lower()
-
-
-def true_events(sample: dict) -> list[str]:
-    events = sample.get("events")
-    if not (isinstance(events, (list, tuple)) and events
-            and all(isinstance(event, str) and any(map(str.isalnum, event)) for event in events)):
-        raise bad_sample(sample, "events", "a list of sentences, one for each event")
-    return list(events)
+    return annotated(sample, "answer", value_problem).strip().lower()  # the options play no part in scoring
 
 
 # ---- The reward ------------------------------------------------------------------------------------------------------
@@ -539,7 +414,7 @@ def score(sample: dict, completion: str, mix: str = "sum", judge: Judge = words_
     """
     if mix not in MIXES:
         raise ValueError(f"unknown reward {mix!r}: choose one of {', '.join(MIXES)}")
-    task = sample.get("task")
+    task = annotated(sample, "task")
     if task == "grounding":
         measured = measure_grounding(sample, completion)
     elif task == "gqa":
@@ -550,10 +425,8 @@ def score(sample: dict, completion: str, mix: str = "sum", judge: Judge = words_
         measured = measure_tracking(sample, completion)
     elif task == "classification":
         measured = measure_classification(sample, completion)
-    elif task == "captioning":
-        measured = measure_captioning(sample, completion, judge)
     else:
-        raise bad_sample(sample, "task", "grounding, qa, gqa, tracking, classification or captioning")
+        measured = measure_captioning(sample, completion, judge)
     parts = {name: value for name, (value, _) in measured.items()}
     parts["format"] = float(format_is_right(sample, completion))
     # Backwards, so that in gqa the answer's reason comes before the glue's.
@@ -645,16 +518,10 @@ def measure_captioning(sample: dict, completion: str, judge: Judge) -> Measured:
     does not give. Here the events are annotated and the share is the reward. Nothing is paid, or taken, for what else a
     caption says: --max_new_tokens alone bounds its length, and evaluation reports precision beside recall.
     """
-    events = true_events(sample)
+    events = annotated(sample, "events")
     caption, reason = read(completion, "answer", parse_caption)
     recall = sum(told(judge, [(event, caption) for event in events])) / len(events) if caption else 0.0
     return {"event_recall": measure(recall, reason, "no_event")}
-
-
-def told(judge: Judge, pairs: list[tuple[str, str]]) -> list[bool]:
-    """The judge's answer for each (event, caption); a judge with a method `ask` takes all of them at once."""
-    ask = getattr(judge, "ask", None)
-    return ask(pairs) if ask else [bool(judge(event, caption)) for event, caption in pairs]
 
 
 # ---- python rewards.py completions.jsonl -----------------------------------------------------------------------------
@@ -670,7 +537,7 @@ def score_line(line: bytes, mix: str) -> dict:
         raise ValueError(f"a line must be a JSON object, not {reprlib.repr(sample)}")
     for field in ("id", "completion"):
         if not isinstance(sample.get(field), str):
-            raise bad_sample(sample, field, "a string")
+            raise ValueError(f"sample {reprlib.repr(sample.get('id'))}: field {field!r} must be a string")
     result = score(sample, sample["completion"], mix)
     return {"id": sample["id"], "reward": result.total, "parts": result.parts, "reason": result.reason}
 

@@ -34,15 +34,18 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from answers import Asking, answer_all, claim, load_prompts, sampling_seed, what_decides, with_style
-from data import STYLES, TASKS, Prompt, VideoSettings, build_prompt, load_samples, target_text
-from eval import METRICS, blind_baselines, compute_metrics, print_table, write_asked
+from data import STYLES, Prompt, VideoSettings, build_prompt, target_text
+from eval import answer_all, blind_baselines, compute_metrics
 from grpo import Group, accumulate_gradients, encode_videos, rollout
 from lib import distributed as scale
 from lib import lora, memory, toy
+from lib.answers import SamplingSettings, claim, fingerprint, write_asked
 from lib.judge import load_judge
 from lib.loader import VideoLoader
+from lib.questions import load_prompts, sampling_seed, with_style
+from lib.samples import TASKS, load_samples
 from lib.selection import report_text, select
+from lib.tables import METRICS, print_table
 from model import VideoLM
 from rewards import CONTINUOUS, DISCRETE, MIXES
 
@@ -622,10 +625,10 @@ def check_target_lengths(config: Config, model: VideoLM, samples: list[dict]) ->
 def select_samples(run: Run, model: VideoLM, samples: list[dict]) -> dict:
     """Answer every training question `select_k` times and keep those that are worth training on: {ids, report}."""
     config = run.config
-    asking = Asking(config.prompt, config.max_new_tokens, config.max_prompt_tokens, config.select_k, config.temperature,
-                    config.reward, config.seed, judge=run.judge)
+    asking = SamplingSettings(config.prompt, config.max_new_tokens, config.max_prompt_tokens, config.select_k,
+                              config.temperature, config.reward, config.seed, judge=run.judge)
     partial = run.out / "selecting"  # an interrupted selection goes on there
-    decisive = what_decides("the policy before GRPO", config.judge, asking, run.loader.settings, samples)
+    decisive = fingerprint("the policy before GRPO", config.judge, asking, run.loader.settings, samples)
     claim(run.world, partial, decisive)
     with scale.gathered(run.world, model):
         predictions = answer_all(model, run.loader, samples, run.world, asking, "selecting", partial)
@@ -968,7 +971,7 @@ def measure(run: Run, model: VideoLM, held_out: list[dict], name: str) -> dict |
     if not held_out:
         return None
     config = run.config
-    asking = Asking(config.prompt, config.max_new_tokens, config.max_prompt_tokens, judge=run.judge)
+    asking = SamplingSettings(config.prompt, config.max_new_tokens, config.max_prompt_tokens, judge=run.judge)
     with scale.gathered(run.world, model):
         predictions = answer_all(model, run.loader, held_out, run.world, asking, name)
     metrics = compute_metrics(held_out, [prediction["completions"][0] for prediction in predictions], run.judge)

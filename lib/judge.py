@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rewards import Judge, words_judge
+from lib.captions import Judge, words_judge
 
 QUESTION = ("A caption of a video:\n\n{caption}\n\nAn event:\n\n{event}\n\nDoes the caption say that this event "
             "happens? Answer with yes or no.")

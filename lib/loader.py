@@ -5,12 +5,17 @@ seconds and nothing else, so each worker is a plain child process behind two pip
 is killed and replaced when it misses it. (A `DataLoader` dies with its worker, and workers that are forked hang where
 decord was used before the fork.) Read `_Worker.ask` first, the rest is who waits for whom:
 
-    VideoLoader.submit(sample)  ->  a thread of DecodePool  ->  _Worker.ask  ==pipe==>  serve (python data.py worker)
+    VideoLoader.submit(sample)  ->  a thread of DecodePool  ->  _Worker.ask  ==pipe==>  serve (python -m lib.loader)
+
+A job is (function, path, arguments). The function travels by name, so it must be one that a module defines, and it must
+return plain values; what it does with a video is its caller's business (`read_arrays` here, an inspection in
+tools/check.py).
 
 Clips are kept in memory (VideoLoader) and, where a folder is named for it, on the disk (FrameCache), for the epochs and the
 runs to come.
 
-Left out: shared memory. A clip is a few megabytes after the resize, which the worker does; a pipe is fast enough.
+Left out: shared memory. A clip is a few megabytes after the resize, which the worker does; as numpy arrays 12 MB of them
+take 2 ms through a pipe (as tensors 97 ms).
 """
 
 import functools
@@ -23,6 +28,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 import zipfile
 from collections import Counter, OrderedDict
 from collections.abc import Callable
@@ -33,7 +39,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data import Clip, VideoError, VideoSettings, read_video, video_arguments
+from data import Clip, VideoSettings, read_video, video_arguments
+from lib.readers import VideoError
 
 ROOT = Path(__file__).resolve().parent.parent
 STARTUP_SECONDS = 600  # importing torch from a busy network disk takes minutes; the deadline counts from after it
@@ -46,7 +53,7 @@ ATTEMPTS = 2  # at a file that fails: a busy disk is no bad file, and a bad file
 
 
 def serve() -> None:
-    """Answer jobs from standard input on standard output until it closes; `python data.py worker` runs this."""
+    """Answer jobs from standard input on standard output until it closes; `python -m lib.loader` runs this."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints must not get between the answers
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers itself
@@ -65,19 +72,23 @@ def _read_jobs(jobs: queue.SimpleQueue) -> None:
             jobs.put(pickle.load(sys.stdin.buffer))
     except EOFError:
         os._exit(0)
+    except Exception:  # a function that is not there: say so, and do not wait for the deadline
+        traceback.print_exc()
+        os._exit(1)
 
 
-def run_job(kind: str, path: str, arguments: dict) -> tuple:
-    """("clip", frames, seconds, sample_fps), ("problem", text or None) or ("error", path, reason): only plain values,
-    because the child runs data.py as a script and its classes are not the parent's."""
+def run_job(function: Callable, path: str, arguments: dict) -> tuple:
+    """("value", what the function returns) or ("error", path, reason)."""
     try:
-        if kind == "inspect":
-            from tools.check import inspect_video
-            return "problem", inspect_video(path, **arguments)
-        clip = read_video(path, **arguments)
-        return "clip", clip.frames.numpy(), clip.seconds.numpy(), clip.sample_fps
+        return "value", function(path, **arguments)
     except VideoError as error:
         return "error", error.path, error.reason
+
+
+def read_arrays(path: str, **arguments) -> tuple[np.ndarray, np.ndarray, float]:
+    """The clip as plain values: frames, seconds, sample_fps."""
+    clip = read_video(path, **arguments)
+    return clip.frames.numpy(), clip.seconds.numpy(), clip.sample_fps
 
 
 def _send(pipe, message: object) -> None:
@@ -101,8 +112,10 @@ class _Worker:
         """Returns at once; the child imports torch while others work, and says "ready" before its first job."""
         with self.lock:
             if not self.closed:
-                self.process = subprocess.Popen([sys.executable, str(ROOT / "data.py"), "worker"],
-                                                stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+                path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+                # -P: what lies in the folder that the run was started in must not take the place of our modules
+                self.process = subprocess.Popen([sys.executable, "-P", "-m", "lib.loader"], stdin=subprocess.PIPE,
+                                                stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path})
                 self.is_ready = False
 
     def ask(self, job: tuple, seconds: float) -> tuple:
@@ -171,25 +184,26 @@ class DecodePool:
             self.idle.put(worker)
         self.threads = ThreadPoolExecutor(num_workers, thread_name_prefix="decode") if num_workers else None
 
-    def submit(self, kind: str, path: str, arguments: dict, finish: Callable[[tuple], object],
+    def submit(self, function: Callable, path: str, arguments: dict, finish: Callable = lambda value: value,
                find: Callable[[], object | None] = lambda: None) -> Future:
-        """Future of what `find` finds, else of `finish(answer)`, both called in the thread that would wait for the child;
-        a video that cannot be read is the future's exception, a VideoError."""
+        """Future of what `find` finds, else of `finish(function(path, **arguments))`; `find` and `finish` are called in the
+        thread that would wait for the child. A video that cannot be read is the future's exception, a VideoError."""
+        job = function, path, arguments
         if self.threads:
-            return self.threads.submit(self._run, (kind, path, arguments), finish, find)
+            return self.threads.submit(self._run, job, finish, find)
         future, found = Future(), find()
         try:
-            future.set_result(finish(_raise_error(run_job(kind, path, arguments))) if found is None else found)
+            future.set_result(finish(_value_of(run_job(*job))) if found is None else found)
         except VideoError as error:
             future.set_exception(error)
         return future
 
-    def _run(self, job: tuple, finish: Callable[[tuple], object], find: Callable[[], object | None]) -> object:
+    def _run(self, job: tuple, finish: Callable, find: Callable[[], object | None]) -> object:
         if (found := find()) is not None:
             return found
         worker = self.idle.get()  # as many threads as workers: there always is one
         try:
-            return finish(_raise_error(worker.ask(job, self.deadline)))
+            return finish(_value_of(worker.ask(job, self.deadline)))
         finally:
             self.idle.put(worker)
 
@@ -211,10 +225,10 @@ class DecodePool:
         self.close()
 
 
-def _raise_error(answer: tuple) -> tuple:
+def _value_of(answer: tuple) -> object:
     if answer[0] == "error":
         raise VideoError(*answer[1:])
-    return answer
+    return answer[1]
 
 
 class FrameCache:
@@ -237,7 +251,7 @@ class FrameCache:
         path = self._path(key)
         try:
             with np.load(path, allow_pickle=False) as entry:  # a zip file: its checksums notice every damaged byte
-                clip = _to_clip(("clip", entry["frames"], entry["seconds"], float(entry["sample_fps"])))
+                clip = _to_clip((entry["frames"], entry["seconds"], float(entry["sample_fps"])))
             os.utime(path)  # used just now
             return clip
         except FileNotFoundError:
@@ -325,15 +339,15 @@ class VideoLoader:
         """From the disk, where it has the clip, else from the video. Which of the two, its result does not tell."""
         video, version, _ = key
         if self.disk is None or version is None:
-            return self.pool.submit("read", video, arguments, _to_clip)
+            return self.pool.submit(read_arrays, video, arguments, _to_clip)
         key = (os.path.abspath(video), *key[1:])  # runs that start in different folders share the entries
 
-        def finish(answer: tuple) -> Clip:
-            clip = _to_clip(answer)
+        def finish(arrays: tuple) -> Clip:
+            clip = _to_clip(arrays)
             self.disk.keep(key, clip)
             return clip
 
-        return self.pool.submit("read", video, arguments, finish, functools.partial(self.disk.find, key))
+        return self.pool.submit(read_arrays, video, arguments, finish, functools.partial(self.disk.find, key))
 
     def load(self, sample: dict) -> Clip | None:
         """The sample's clip, None for a text-only sample. Raises VideoError."""
@@ -360,10 +374,6 @@ class VideoLoader:
         while self.cached_bytes > self.cache_bytes:
             self.cached_bytes -= self.cache.popitem(last=False)[1].frames.nbytes
 
-    def worker_pids(self) -> list[int]:
-        """Process ids of the workers there are now."""
-        return [worker.process.pid for worker in self.pool.workers]
-
     def close(self) -> None:
         """End the workers. Also done on leaving a `with` block."""
         self.pool.close()
@@ -375,8 +385,9 @@ class VideoLoader:
         self.close()
 
 
-def _to_clip(answer: tuple) -> Clip:
-    return Clip(torch.from_numpy(answer[1]), torch.from_numpy(answer[2]), answer[3])
+def _to_clip(arrays: tuple) -> Clip:
+    frames, seconds, sample_fps = arrays
+    return Clip(torch.from_numpy(frames), torch.from_numpy(seconds), sample_fps)
 
 
 def _finished(result: Clip | None) -> Future:
@@ -393,3 +404,7 @@ def _clip_key(sample: dict, settings: VideoSettings) -> tuple:
     except OSError:  # no such file: decoding says so better
         version = None
     return sample["video"], version, repr(video_arguments(sample, settings))
+
+
+if __name__ == "__main__":
+    serve()

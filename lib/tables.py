@@ -4,7 +4,6 @@
 metrics.json as well.
 """
 
-from answers import WHY_UNREADABLE
 from lib import published
 
 # The order of the columns. A task that is not in the data has none of its names in the result.
@@ -65,6 +64,17 @@ def print_published(benchmark: str, metrics: dict) -> None:
         (row.model, row.values, row.source + (f"; {row.note}" if row.note else "")) for row in rows])
 
 
+WHY_UNREADABLE = {
+    "no_answer_tag": "there is no closed <answer> ... </answer>",
+    "no_glue_tag": "there is no closed <glue> ... </glue>",
+    "empty_answer": "the answer is empty",
+    "bad_interval": "the answer names no start and end",
+    "reversed_interval": "an interval ends before it starts",
+    "bad_glue": "the <glue> block is no list of (start, end)",
+    "bad_boxes": "the answer is no list of 8 lists of 4 numbers",
+    "bad_choice": "the answer names none of the letters offered",
+    "two_letters": "the answer names two letters",
+}
 NOT_ASKED = {"unreadable_video": "the video cannot be read", "prompt_too_long": "longer than --max_prompt_tokens",
              "truncated": "cut at --max_new_tokens"}
 

@@ -5,7 +5,7 @@
 
 An arm starts from a model that has learnt a little of everything by imitation (`base`, one for each seed), is trained by
 one command, and answers the same held-out questions through `eval.py`. What differs between the arms of a claim is one
-flag or one file. The clips are those of `toy.py`; the questions about them are made here, five kinds:
+flag or one file. The clips are those of `lib/toy.py`; the questions about them are made here, five kinds:
 
     grounding   when is the screen red?                           the labels that SFT sees are late, so there is headroom
     begin       in which part of the clip does it begin? (qa)     likewise: the letter that a late annotator would choose
@@ -34,9 +34,10 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from data import STYLES, build_prompt, load_samples, read_jsonl, target_text  # noqa: E402
+from data import STYLES, build_prompt, target_text  # noqa: E402
 from eval import blind_baselines, compute_metrics  # noqa: E402
 from lib import toy  # noqa: E402
+from lib.samples import load_samples, read_jsonl  # noqa: E402
 
 TRAIN, HELD_OUT = 400, 100  # clips
 BEGINS = ["second 0 or 1", "second 2 or 3", "second 4 or 5", "second 6 or later"]

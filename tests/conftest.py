@@ -1,5 +1,6 @@
 """What several test files share: a tiny Qwen2.5-VL that is real in everything but its size, and prompts with video."""
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -11,9 +12,17 @@ sys.path.insert(0, str(ROOT))
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-from data import Clip, prepare  # noqa: E402
+from data import Clip, VideoSettings, prepare  # noqa: E402
 from lib import toy  # noqa: E402
+from lib.answers import SamplingSettings  # noqa: E402
+from lib.distributed import World  # noqa: E402
+from lib.loader import VideoLoader  # noqa: E402
+from lib.questions import with_style  # noqa: E402
+from lib.samples import load_samples  # noqa: E402
 from model import VideoLM  # noqa: E402
+
+ALONE = World(0, 1, torch.device("cpu"))  # one process
+ASKING = SamplingSettings("think", max_new_tokens=6, num_samples=2, temperature=1.0, batch=2)
 
 torch.set_num_threads(1)  # the same sums in the same order on every machine
 
@@ -61,3 +70,29 @@ def make_prompts(model) -> list:
 @pytest.fixture
 def prompts(model) -> list:
     return make_prompts(model)
+
+
+@pytest.fixture(scope="session")
+def clips(tmp_path_factory) -> Path:
+    """A folder with four held-out clips of the toy, its questions in two categories."""
+    folder = tmp_path_factory.mktemp("clips")
+    toy.write_dataset(folder, train=1, eval=4, seed=0)
+    lines = [json.loads(line) for line in open(folder / "eval.jsonl")]
+    lines = [{**line, "category": "easy" if "0" in line["id"][-9:] else "hard"} for line in lines]
+    (folder / "eval.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def samples(tmp_path_factory):
+    """Questions about three real clips, two for each."""
+    folder = tmp_path_factory.mktemp("clips")
+    toy.write_dataset(folder, train=1, eval=3, seed=0)
+    return with_style(load_samples([str(folder / "eval.jsonl")], tasks=["qa", "tracking"]), "think")
+
+
+@pytest.fixture
+def loader():
+    """Decodes for the samples above, in this process."""
+    with VideoLoader(VideoSettings(min_pixels=3136), num_workers=0) as loader:
+        yield loader

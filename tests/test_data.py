@@ -1,149 +1,20 @@
 """From a file and a question to tensors: every step against numbers that other code, or a hand, has computed."""
 
-import json
-import math
-import pickle
-import random
-import re
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_samples import ALL, CAPTIONING, GQA, GROUNDING, LABELS, QA, TRACKING
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
-from video_files import CORNER, pictures, set_rotation, which_frames, write_folder, write_video
+from video_files import pictures, read_sample, which_frames, write_video
 
 import data
-from data import (VideoError, VideoSettings, build_prompt, encode_prompt, frame_indices, load_samples, mrope_positions,
-                  num_video_tokens, patchify, prepare, prompt_wants_thought, read_sample, read_video, smart_resize,
-                  target_text)
-from tools import data_commands
-from tools.convert import FORMATS
-
-GROUNDING = {"id": "a", "task": "grounding", "question": " A man opens the Door. ", "spans": [[12, 18.5]]}
-QA = {"id": "b", "task": "qa", "question": "why?", "options": ["to eat", "it's late"], "answer": "B"}
-GQA = {**QA, "id": "c", "task": "gqa", "spans": [[5, 10.25], [20, 25]]}
-TRACKING = {"id": "d", "task": "tracking", "question": "sloth",
-            "boxes": [[0.0931, 0, 0.8, 0.7974]] + [[0.1, 0.2, 0.3, 1]] * 7}
-LABELS = {"id": "e", "task": "classification", "question": "How good? Choice one answer from ['low', 'high'].",
-          "options": ["low", "high"], "answer": "low"}
-CAPTIONING = {"id": "f", "task": "captioning", "question": "What happens? ", "events": [" a dog barks", "He leaves!"]}
-ALL = [GROUNDING, QA, GQA, TRACKING, LABELS, CAPTIONING]
-
-
-def write_lines(path, samples):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples), encoding="utf-8")
-    return path
-
-
-# ---- samples --------------------------------------------------------------------------------------------------------
-
-
-def test_a_video_is_looked_for_under_the_root_of_its_own_entry_first(tmp_path):
-    """One global root for data sets that lie in several places reads the wrong files, or none."""
-    file = write_lines(tmp_path / "x.jsonl", [{**QA, "video": "v/1.mp4"}, {**GQA, "video": "/far/2.mp4"}])
-    assert load_samples([str(file)])[0]["video"] == str(tmp_path / "v/1.mp4")
-    assert load_samples([str(file)], video_root="/videos")[0]["video"] == "/videos/v/1.mp4"
-    own, far = load_samples([f"{file}@/elsewhere"], video_root="/videos")
-    assert (own["video"], far["video"]) == ("/elsewhere/v/1.mp4", "/far/2.mp4")
-
-
-def test_an_at_sign_in_a_folder_name_does_not_begin_the_root(tmp_path):
-    """Splitting at the first @ makes files under user@host folders unreachable."""
-    file = write_lines(tmp_path / "me@here" / "x.jsonl", [{**QA, "video": "1.mp4"}])
-    assert load_samples([f"{file}@/videos:1"])[0]["video"] == "/videos/1.mp4"
-    assert load_samples([f"{file}"])[0]["video"] == str(tmp_path / "me@here" / "1.mp4")
-
-
-def test_an_entry_takes_the_first_n_or_a_seeded_share_in_file_order(tmp_path):
-    """A share drawn without a seed of its own differs from rank to rank, and training data with it."""
-    file = write_lines(tmp_path / "x.jsonl", [{**QA, "id": f"{k:03d}"} for k in range(200)])
-    ids = lambda entry, seed=0: [sample["id"] for sample in load_samples([f"{file}{entry}"], seed=seed)]  # noqa: E731
-    assert ids(":3") == ["000", "001", "002"] and len(ids(":500")) == 200 and len(ids(":100%")) == 200
-    random.seed(1)
-    share = ids(":12.5%")
-    random.seed(2)
-    assert len(share) == 25 and share == ids(":12.5%") == sorted(share)
-    assert share != ids(":12.5%", seed=1) and share != ids(":25")
-
-
-def test_n_counts_samples_of_the_wanted_tasks(tmp_path):
-    """In a file sorted by task, the first N of all lines may hold none of the wanted ones."""
-    file = write_lines(tmp_path / "x.jsonl", [*({**QA, "id": f"q{k}"} for k in range(5)), {**LABELS, "id": "l"}])
-    assert [sample["id"] for sample in load_samples([f"{file}:1"], tasks=["classification"])] == ["l"]
-    with pytest.raises(ValueError, match="no sample of task tracking"):
-        load_samples([str(file)], tasks=["tracking"])
-    with pytest.raises(ValueError, match="unknown task 'vqa'"):
-        load_samples([str(file)], tasks=["vqa"])
-
-
-@pytest.mark.parametrize("sample, words", [
-    ({**QA, "task": "vqa"}, ["'task'", "'vqa'", "grounding"]),
-    ({**QA, "task": "captioning"}, ["'events'", "missing", "sentences"]),
-    ({**CAPTIONING, "events": []}, ["'events'", "[]"]),
-    ({**CAPTIONING, "events": "a dog barks"}, ["'events'", "a dog barks"]),
-    ({**CAPTIONING, "events": ["a dog barks", " ."]}, ["'events'", "' .'"]),
-    ({**CAPTIONING, "events": [["a dog barks", 3]]}, ["'events'", "sentences"]),
-    ({key: CAPTIONING[key] for key in ("id", "task", "events")}, ["'question'", "missing"]),
-    ({key: QA[key] for key in ("id", "task", "options", "answer")}, ["'question'", "missing"]),
-    ({key: GQA[key] for key in GQA if key != "spans"}, ["'spans'", "missing"]),
-    ({**QA, "answer": "C"}, ["'answer'", "'C'", "2 options"]),
-    ({**QA, "answer": "b"}, ["'answer'", "'b'"]),
-    ({**LABELS, "answer": "medium"}, ["'answer'", "medium", "low"]),
-    ({**GROUNDING, "spans": [[1, 2], [3, 4]]}, ["'spans'", "exactly one"]),
-    ({**GROUNDING, "spans": [[1, float("nan")]]}, ["'spans'", "nan"]),
-    ({**TRACKING, "boxes": TRACKING["boxes"][:7]}, ["'boxes'", "8"]),
-    ({**TRACKING, "frames": [0, 1, 2, 3, 4, 5, 6, -1]}, ["'frames'", "-1"]),
-    ({**QA, "duration": None}, ["'duration'", "None", "leave it out"]),
-    ({**QA, "start": 5, "end": 5}, ["'end'", "5"]),
-    ({**QA, "think": "false"}, ["'think'", "true or false"]),
-    ({**QA, "id": 7}, ["'id'", "7"]),
-    ([QA], ["not a JSON object"]),
-])
-def test_a_bad_sample_is_named_by_file_line_field_and_value(tmp_path, sample, words):
-    """A field that is missing at step 900 of a training run costs the run."""
-    file = write_lines(tmp_path / "x.jsonl", [GROUNDING, sample])
-    with pytest.raises(ValueError) as error:
-        load_samples([str(file)])
-    for word in [f"{file}:2", *words]:
-        assert word in str(error.value)
-
-
-@pytest.mark.parametrize("line", ['{"id": "x", ', "\xff\xfe"])
-def test_a_line_that_is_no_json_is_named(tmp_path, line):
-    """`json.loads` alone says neither which file nor which line."""
-    file = write_lines(tmp_path / "x.jsonl", [QA])
-    file.write_bytes(file.read_bytes() + b"\n" + line.encode("latin-1") + b"\n")
-    with pytest.raises(ValueError, match=f"{file}:3: not a JSON object"):
-        load_samples([str(file)])
-
-
-def test_lines_end_at_newlines_only(tmp_path):
-    """`str.splitlines` also breaks at U+2028, which annotators paste from web pages."""
-    file = write_lines(tmp_path / "x.jsonl", [{**QA, "question": "one\u2028two"}])
-    assert load_samples([str(file)])[0]["question"] == "one\u2028two"
-
-
-def test_an_id_twice_in_a_file_is_an_error_and_in_two_files_is_prefixed(tmp_path):
-    """Two samples of one id share random numbers, and predictions are matched to the wrong one."""
-    one = write_lines(tmp_path / "one.jsonl", [QA, GQA])
-    two = write_lines(tmp_path / "two.jsonl", [QA])
-    other = write_lines(tmp_path / "sub" / "one.jsonl", [QA])
-    assert [s["id"] for s in load_samples([str(one), str(two)])] == ["one/b", "c", "two/b"]
-    assert [s["id"] for s in load_samples([str(one), str(other)])] == ["one#1/b", "c", "one#2/b"]
-    with pytest.raises(ValueError, match=r"two.jsonl:2: field 'id': 'b' is also the id of line 1"):
-        load_samples([str(write_lines(two, [QA, QA]))])
-
-
-def test_annotations_are_not_repaired(tmp_path):
-    """Swapping or clipping spans on loading hides from scoring, and from the reader, what the annotation says."""
-    file = write_lines(tmp_path / "x.jsonl", [{**GROUNDING, "spans": [[38, 13]], "duration": 30}])
-    assert load_samples([str(file)])[0]["spans"] == [[38, 13]]
-
+from data import (VideoSettings, build_prompt, encode_prompt, frame_indices, mrope_positions, num_video_tokens,
+                  patchify, prepare, prompt_wants_thought, read_video, smart_resize, target_text)
+from lib.readers import VideoError
 
 # ---- prompts --------------------------------------------------------------------------------------------------------
 
@@ -397,26 +268,6 @@ def test_tracking_without_frames_shows_eight_evenly_spaced_ones(clip_file):
     assert len(read_sample({**QA, "video": str(clip_file)}, settings).frames) == 2
 
 
-@pytest.mark.parametrize("degrees, corner", [(90, (0, 1)), (180, (1, 1)), (270, (1, 0))])
-def test_a_phone_held_sideways_shows_the_same_to_both_readers(tmp_path, degrees, corner):
-    """PyAV leaves the rotation in the header to its user: people would lie on their side on one platform only."""
-    file = set_rotation(write_video(tmp_path / "r.mp4", pictures(4, 128, 64, corner=True)), degrees)
-    clips = [read_video(file, reader=reader, min_pixels=784) for reader in READERS]
-    assert torch.equal(clips[0].frames, clips[1].frames)
-    H, W = clips[0].frames.shape[-2:]
-    quarters = clips[0].frames[0].float().mean(0)
-    assert quarters[H // 4 + corner[0] * H // 2, W // 4 + corner[1] * W // 2] == pytest.approx(CORNER[0], abs=4)
-
-
-def test_times_are_the_files_own_where_the_frame_rate_varies(tmp_path):
-    """frame / average rate is wrong by seconds in screen recordings."""
-    times = [0.1 * k for k in range(10)] + [1 + 0.5 * k for k in range(10)]
-    file = write_video(tmp_path / "v.mp4", pictures(20), times=times)
-    for reader in READERS:
-        clip = read_video(file, frames=[0, 9, 10, 19], reader=reader)
-        assert clip.seconds.tolist() == pytest.approx([0, 0.9, 1.0, 5.5], abs=2e-3)
-
-
 @pytest.mark.parametrize("total, low, size", [
     (10**9, 1, (56, 112)),  # as it is
     (784 * 80, 1, (28, 56)),  # 4 * 784 pixels a frame: shrunk by sqrt(2), 1.41 and 2.83 sides of 28
@@ -458,66 +309,6 @@ def test_frames_are_resized_as_torchvision_and_pillow_do():
     assert np.abs(ours - exact.clip(0, 255)).max() < 0.51  # rounded, not truncated
     pillow = np.array(Image.fromarray(frame).resize((W, H), Image.BICUBIC)).astype(float)
     assert np.abs(ours - pillow).mean() < 0.2  # Pillow rounds between rows and columns
-
-
-def test_a_folder_of_frames_is_a_video_at_its_own_rate(tmp_path):
-    """GOT-10k is 10 frames a second, not 2; and frame_10 is not the frame after frame_1."""
-    folder = write_folder(tmp_path / "seq", pictures(12), names=[f"frame_{k}.jpg" for k in range(12)])
-    (folder / "groundtruth.txt").write_text("no frame")
-    clip = read_sample({**QA, "video": str(folder), "fps": 10})
-    indices, sample_fps = frame_indices(12, 10)
-    assert which_frames(clip) == indices and clip.sample_fps == sample_fps
-    assert clip.seconds.tolist() == pytest.approx([k / 10 for k in indices])
-    assert len(read_video(folder).frames) == 12  # at the default of 2 frames a second, all of them
-
-
-def test_transparent_pixels_are_white(tmp_path):
-    """Dropping the alpha channel shows whatever colour hides under it."""
-    (tmp_path / "f").mkdir()
-    for k in range(2):
-        Image.fromarray(np.zeros((56, 56, 4), np.uint8)).save(tmp_path / "f" / f"{k}.png")
-    assert read_video(tmp_path / "f").frames.min() == 255
-
-
-def test_annotated_mp4_is_found_as_mkv(tmp_path):
-    """ActivityNet's annotations name no container; a third of its videos is .mkv or .webm."""
-    write_video(tmp_path / "v_1.mkv", pictures(8))
-    assert which_frames(read_video(tmp_path / "v_1.mp4", frames=[0, 5])) == [0, 5]
-
-
-@pytest.fixture(scope="module")
-def broken(tmp_path_factory):
-    """File name -> words that its reason must have."""
-    folder = tmp_path_factory.mktemp("broken")
-    good = write_video(folder / "good.mp4", pictures(20)).read_bytes()
-    (folder / "empty.mp4").touch()
-    (folder / "truncated.mp4").write_bytes(good[: len(good) // 2])
-    (folder / "text.mp4").write_text("this is not a video\n" * 50)
-    write_video(folder / "one_frame.mp4", pictures(1))
-    write_video(folder / "narrow.mp4", pictures(4, 1000, 4))
-    (folder / "no_frames").mkdir()
-    write_folder(folder / "sizes", [*pictures(3), *pictures(1, 32, 32)])
-    write_folder(folder / "half", pictures(4))
-    picture = folder / "half" / "00000002.jpg"
-    picture.write_bytes(picture.read_bytes()[:200])
-    return folder
-
-
-@pytest.mark.parametrize("reader", READERS)
-@pytest.mark.parametrize("name, words", [
-    ("absent.mp4", "no such file"), ("empty.mp4", "empty"),
-    ("truncated.mp4", "nvalid data|truncated"), ("text.mp4", "nvalid data|not a video"),
-    ("one_frame.mp4", "at least 2"), ("narrow.mp4", "aspect ratio over 200"), ("no_frames", "no .jpg"),
-    ("sizes", "00000004.jpg"), ("half", "00000002.jpg"),
-])
-def test_whatever_cannot_be_read_says_which_file_and_why(broken, reader, name, words):
-    """decord alone raises three kinds of exception, one of which `except RuntimeError` does not catch."""
-    with pytest.raises(VideoError) as error:
-        read_video(str(broken / name), reader=reader)
-    assert error.value.path == str(broken / name) and re.search(words, error.value.reason)
-    assert len(error.value.reason) < 400 and "\n" not in error.value.reason
-    copy = pickle.loads(pickle.dumps(error.value))  # it has to come out of a worker process
-    assert (copy.path, copy.reason) == (error.value.path, error.value.reason)
 
 
 def test_a_mistake_in_the_program_is_not_reported_as_a_bad_video(clip_file):
@@ -642,35 +433,3 @@ def test_a_prompt_that_is_too_long_is_refused_with_the_arithmetic(tokenizer, cli
     with pytest.raises(ValueError, match=rf"has {P} tokens, more than {P - 1}: 8 frames of 140 x 112 pixels -> 4 x "
                                          rf"4 x 5 = 80 video tokens, and {P - 80} of text"):
         prepare(sample, clip, tokenizer, "think", max_prompt_tokens=P - 1)
-
-
-# ---- the command line -----------------------------------------------------------------------------------------------
-
-
-def test_every_command_explains_its_flags(capsys):
-    """A % that argparse takes for a format makes --help crash, and only --help."""
-    for command in ("toy", "convert", "check", "select", "worker"):
-        with pytest.raises(SystemExit) as end:
-            data_commands.parse_arguments([command, "--help"])
-        text = capsys.readouterr().out
-        assert end.value.code == 0 and "usage: data.py" in text
-        if command == "convert":
-            assert all(name in text for name in FORMATS)
-
-
-def test_half_a_surrogate_pair_is_written_and_read_again(tmp_path):
-    """A text cut in the middle of an emoji, after a night of decoding: no reason to lose the night."""
-    data.write_jsonl(tmp_path / "x.jsonl", [sample := {**QA, "question": "ü \ud83d \U0001f600"}])
-    assert (tmp_path / "x.jsonl").read_bytes().decode("utf-8").count("\\ud83d") == 1
-    assert load_samples([str(tmp_path / "x.jsonl")])[0]["question"] == sample["question"]
-
-
-def test_lists_written_elsewhere_still_find_videos_that_lay_beside_the_source(tmp_path, clip_file):
-    """A selection written to another folder would look for its videos there."""
-    sample = {**QA, "video": clip_file.name}
-    source = write_lines(clip_file.parent / "x.jsonl", [sample])
-    for folder in (clip_file.parent, tmp_path):
-        data.write_jsonl(folder / "y.jsonl", [sample], source)
-        assert load_samples([str(folder / "y.jsonl")])[0]["video"] == str(clip_file)
-    data.write_jsonl(tmp_path / "y.jsonl", [{**QA, "video": "under_a_root.mp4"}], source)
-    assert load_samples([str(tmp_path / "y.jsonl")], "/videos")[0]["video"] == "/videos/under_a_root.mp4"

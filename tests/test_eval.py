@@ -1,64 +1,23 @@
 """What the reported numbers must be, counted by hand or by plain Python that shares no code with the metrics."""
 
 import doctest
-import hashlib
 import json
-import os
 import random
-import socket
-import subprocess
-import sys
 import time
 from itertools import combinations
-from pathlib import Path
 
 import pytest
-from conftest import ROOT
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from conftest import ALONE, ASKING
+from hypothesis import given, settings, strategies as st
+from made_samples import BOX, captioning, gqa, grounding, qa, quality, says, slid, tracking
 
 import eval as evaluation
-from eval import METRICS, best_constant_span, blind_baselines, compute_metrics
-from lib import toy
+from data import PromptTooLong
+from eval import answer_all, best_constant_span, blind_baselines, compute_metrics
+from lib.answers import SamplingSettings, append_lines
+from lib.questions import load_prompts
+from lib.tables import METRICS
 from rewards import score
-
-OPTIONS = ["share it", "approach a lady", "unwrap it", "play", "gesture"]
-BOX = [0.0, 0.0, 0.4, 0.5]
-
-
-def grounding(span, **extra):
-    return {"id": "g", "task": "grounding", "question": "it falls", "spans": [span], **extra}
-
-
-def gqa(answer, spans, **extra):
-    return {"id": "q", "task": "gqa", "question": "why?", "options": OPTIONS, "answer": answer, "spans": spans, **extra}
-
-
-def qa(answer, **extra):
-    return {"id": "m", "task": "qa", "question": "why?", "options": OPTIONS, "answer": answer, **extra}
-
-
-def tracking(boxes, **extra):
-    return {"id": "t", "task": "tracking", "question": "sloth", "boxes": boxes, **extra}
-
-
-def quality(answer):
-    labels = ["low quality", "high quality"]
-    return {"id": "c", "task": "classification", "question": "how good?", "options": labels, "answer": answer}
-
-
-def captioning(*events):
-    return {"id": "k", "task": "captioning", "question": "what happens?", "events": list(events)}
-
-
-def says(answer, glue=None):
-    return f"<think>so</think><answer>{answer}</answer>" + (f"<glue>{glue}</glue>" if glue is not None else "")
-
-
-def slid(box, share):
-    """The box moved right by a share of its width: IoU (1 - share) / (1 + share) with where it was."""
-    step = share * (box[2] - box[0])
-    return [box[0] + step, box[1], box[2] + step, box[3]]
 
 
 # ---- independent measures -------------------------------------------------------------------------------------------
@@ -560,364 +519,48 @@ def test_prompts_without_thinking_get_completions_without_a_thought():
     assert score(sample, text).parts == {"temporal_iou": 0.25, "accuracy": 1.0, "format": 1.0}
 
 
-# ---- a model's answers, by the command line -------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def answered(model_folder, tmp_path_factory):
-    """eval.py as a user starts it, on two processes, three completions each; one of the five videos is broken."""
-    folder = tmp_path_factory.mktemp("answered")
-    toy.write_dataset(folder, train=1, eval=5, seed=0)
-    (folder / "videos" / "eval-0003.mp4").write_bytes(b"no video")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(ROOT / "eval.py"),
-               "--model", str(model_folder), "--data", "eval.jsonl", "--out", "out", "--num_samples", "3", "--batch", "2",
-               "--max_new_tokens", "6", "--min_pixels", "3136", "--tasks", "qa", "tracking", "--device", "cpu",
-               "--num_workers", "1"]
-    result = subprocess.run(command, cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
-                            timeout=240)
-    assert result.returncode == 0, result.stderr[-3000:]
-    return folder, result.stdout
-
-
-def test_every_sample_is_answered_once_whatever_the_number_of_processes(answered):
-    """A sampler that pads the last batch, as usual in distributed evaluation, counts some samples twice."""
-    folder, _ = answered
-    predictions = [json.loads(line) for line in open(folder / "out" / "predictions.jsonl")]
-    wanted = [s["id"] for s in map(json.loads, open(folder / "eval.jsonl")) if s["task"] in ("qa", "tracking")]
-    assert [p["id"] for p in predictions] == wanted and len(wanted) == 10
-    for p in predictions:
-        assert {len(p[name]) for name in ("completions", "rewards", "parts", "reasons")} == {3}
-        assert set(p["parts"][0]) == ({"accuracy", "format"} if p["task"] == "qa" else {"box_iou", "format"})
-
-
-def test_an_unreadable_video_counts_zero_and_is_named(answered):
-    """Samples that raise and are dropped from the denominator make a broken data set look good."""
-    folder, printed = answered
-    predictions = {p["id"]: p for p in map(json.loads, open(folder / "out" / "predictions.jsonl"))}
-    broken = predictions["eval-0003-qa"]
-    assert broken["reasons"] == ["unreadable_video"] * 3 and broken["rewards"] == [0.0] * 3
-    assert "eval-0003.mp4" in broken["problem"] and "eval-0003.mp4" in printed
-    metrics = json.loads((folder / "out" / "metrics.json").read_text())
-    assert metrics["n"] == 10 and metrics["parse_failure"] >= 0.2
-    assert "start_box_copied" in metrics["baselines"] and metrics["config"]["num_samples"] == 3
-
-
-def test_one_process_gives_the_same_completions(answered, model_folder):
-    """Noise belongs to the question: neither the batch nor the rank may decide what is sampled."""
-    folder, _ = answered
-    by_two = [json.loads(line)["completions"] for line in open(folder / "out" / "predictions.jsonl")]
-    old = Path.cwd()
-    os.chdir(folder)
-    try:
-        evaluation.main(["--model", str(model_folder), "--data", "eval.jsonl", "--out", "alone", "--num_samples", "3", "--batch", "7",
-                   "--max_new_tokens", "6", "--min_pixels", "3136", "--tasks", "qa", "tracking", "--device", "cpu",
-                   "--num_workers", "0"])
-    finally:
-        os.chdir(old)
-    assert [json.loads(line)["completions"] for line in open(folder / "alone" / "predictions.jsonl")] == by_two
-
-
-def test_style_decides_whether_a_thought_is_asked_for_and_scored():
-    """Prompt and format reward must agree: else a model is punished for doing what it was told."""
-    sample = {"id": "a", "task": "qa", "question": "?", "options": ["x", "y"], "answer": "A"}
-    for style, think in (("think", True), ("answer", False), ("temporal_r1", True)):
-        (styled,) = evaluation.with_style([sample], style)
-        assert styled["think"] is think and "think" not in sample
-    assert evaluation.with_style([{**sample, "think": False}], "think")[0]["think"] is False
-
-
-# ---- how sure, and for which kind of question -----------------------------------------------------------------------
-
-
-def accuracies(*values):
-    return [{"qa/accuracy": float(value), "parse_failure": 0.0} for value in values]
-
-
-def test_the_interval_of_a_constant_has_no_width():
-    intervals = evaluation.intervals_of(evaluation.resampled_means(accuracies(*[0.5] * 30)))
-    assert intervals == {"qa/accuracy": [0.5, 0.5], "parse_failure": [0.0, 0.0]}
-
-
-@pytest.mark.parametrize("n, p", [(400, 0.3), (1000, 0.5)])
-def test_the_interval_of_a_share_is_the_textbooks(n, p):
-    """p +- 1.96 sqrt(p (1 - p) / n). Resampling n - 1 or 2 n, or standard deviation instead of error, is far off."""
-    right = round(n * p)
-    low, high = evaluation.intervals_of(evaluation.resampled_means(accuracies(*[1] * right, *[0] * (n - right))))[
-        "qa/accuracy"]
-    half = 1.96 * (p * (1 - p) / n) ** 0.5
-    assert low == pytest.approx(p - half, abs=0.15 * half) and high == pytest.approx(p + half, abs=0.15 * half)
-
-
-def test_an_interval_is_over_the_samples_that_have_the_metric():
-    """Averaging a task over all samples of a mixed file would narrow its interval and halve its mean."""
-    values = accuracies(*[1, 0] * 50)
-    alone = evaluation.intervals_of(evaluation.resampled_means(values))["qa/accuracy"]
-    others = [{"grounding/mIoU": 0.3, "parse_failure": 1.0}] * 200
-    mixed = evaluation.intervals_of(evaluation.resampled_means(values + others))
-    assert mixed["qa/accuracy"] == alone and mixed["grounding/mIoU"] == pytest.approx([0.3, 0.3])
-
-
-def test_completions_of_a_sample_are_averaged_before_samples_are_drawn():
-    """K = 8 of 100 questions are 100 independent numbers, not 800."""
-    predictions = [{"completions": [says("A"), says("B")]}] * 10
-    values = evaluation.values_of([qa("A")] * 10, predictions)
-    assert values == accuracies(*[0.5] * 10)
-    assert evaluation.intervals_of(evaluation.resampled_means(values))["qa/accuracy"] == [0.5, 0.5]
-
-
-def test_the_interval_of_f1_is_that_of_the_f1_of_the_means():
-    pairs = [(1, 0), (0, 1)] * 20
-    values = [{"captioning/recall": r, "captioning/precision": p, "parse_failure": 0.0} for r, p in pairs]
-    means = evaluation.resampled_means(values)
-    recall, precision = means["captioning/recall"], means["captioning/precision"]
-    assert means["captioning/F1"] == pytest.approx(2 * recall * precision / (recall + precision))
-    assert precision == pytest.approx(1 - recall)  # drawn together: each pair has exactly one 1
-    assert evaluation.f1(0.0, 0.0) == 0
-
-
-def test_categories_counted_by_hand():
-    """Video-MME: the macro mean weighs the lengths alike, the mean over samples the questions."""
-    samples = [*[qa("A", category="short")] * 2, qa("B", category="short"), qa("A", category="long"), qa("A"),
-               grounding([1, 2])]
-    completions = [says("A"), says("B"), says("A"), says("B"), says("B"), says("1 to 2")]
-    values = evaluation.values_of(samples, [{"completions": [c]} for c in completions])
-    tables = evaluation.by_category(samples, values)
-    assert list(tables) == ["qa"] and list(tables["qa"]) == ["short", "long", "macro mean"]
-    # A blind answer is always A, which is right in two of the three short ones.
-    assert tables["qa"]["short"] == pytest.approx({"qa/accuracy": 1 / 3, "parse_failure": 0, "n": 3, "blind": 2 / 3})
-    assert tables["qa"]["long"] == {"qa/accuracy": 0, "parse_failure": 0, "n": 1, "blind": 1}
-    assert tables["qa"]["macro mean"] == pytest.approx({"qa/accuracy": 1 / 6, "parse_failure": 0, "n": 4, "blind": 5 / 6})
-
-
-def test_next_qa_is_summed_up_by_the_first_letter_and_tp_is_tn():
-    """NExT-QA's own table has C, T and D, and no row for the few questions about what came before."""
-    types = ["CW", "CH", "TN", "TP", "TP", "TC", "DL"]
-    samples = [qa("A", category=name) for name in types]
-    right = [1, 0, 1, 1, 0, 0, 1]
-    table = evaluation.by_category(samples, accuracies(*right))["qa"]
-    assert {name: (row["qa/accuracy"], row["n"]) for name, row in table.items()} == {
-        "CW": (1, 1), "CH": (0, 1), "TN": (pytest.approx(2 / 3), 3), "TC": (0, 1), "DL": (1, 1),
-        "Acc@C": (0.5, 2), "Acc@T": (0.5, 4), "Acc@D": (1, 1),
-        "macro mean": (pytest.approx((1 + 0 + 2 / 3 + 0 + 1) / 5), 7)}
-    other = evaluation.by_category([qa("A", category="TP"), qa("A", category="counting")], accuracies(1, 0))["qa"]
-    assert list(other) == ["TP", "counting", "macro mean"]
-
-
-def test_a_probe_is_compared_on_its_own_samples():
-    """Text-only questions cannot lose their video: with them in the mean the drop would be too small. And the same
-    draws on both sides: two runs that agree in every sample differ by 0, surely."""
-    samples = [qa("A", id=name, video=name) for name in "abc"] + [qa("A", id="text")]
-    values = accuracies(1, 1, 0, 1)
-    result = evaluation.compare(samples, values, samples[:3], [
-        {"completions": [says(letter)], "reasons": ["ok"]} for letter in "ABA"], evaluation.rewards.words_judge)
-    assert result["n"] == {"qa": 3} and result["intact"]["qa/accuracy"] == result["score"]["qa/accuracy"] == 2 / 3
-    assert result["drop"]["qa/accuracy"] == 0 and result["drop_intervals"]["qa/accuracy"][0] < 0
-    same = evaluation.compare(samples, values, samples[:2], [{"completions": [says("A")], "reasons": ["ok"]}] * 2,
-                              evaluation.rewards.words_judge)
-    assert same["drop_intervals"]["qa/accuracy"] == [0, 0]
-    worse = evaluation.compare(samples, values, samples[:2], [
-        {"completions": [says(letter)], "reasons": ["ok"]} for letter in "AB"], evaluation.rewards.words_judge)
-    assert worse["drop"]["qa/accuracy"] == 0.5 and worse["drop_intervals"]["qa/accuracy"] == [0, 1]  # lost is positive
-    none = evaluation.compare(samples, values, [], [], evaluation.rewards.words_judge)
-    assert none["drop"] == {} and none["score"] == {"n": 0}
-
-
-# ---- a data set, killed and asked again -----------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("clips")
-    toy.write_dataset(folder, train=1, eval=4, seed=0)
-    lines = [json.loads(line) for line in open(folder / "eval.jsonl")]
-    lines = [{**line, "category": "easy" if "0" in line["id"][-9:] else "hard"} for line in lines]
-    (folder / "eval.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return folder
-
-
-def arguments(clips, model_folder, out, *more):
-    return ["--model", str(model_folder), "--data", str(clips / "eval.jsonl"), "--out", str(out),
-            "--max_new_tokens", "6", "--min_pixels", "3136", "--tasks", "qa", "tracking", "--device", "cpu", "--num_workers", "0", *more]
-
-
-def read_lines(file):
-    return [json.loads(line) for line in open(file)]
-
-
-@pytest.fixture(scope="module")
-def probed(clips, model_folder, tmp_path_factory):
-    out = tmp_path_factory.mktemp("probed") / "out"
-    evaluation.main(arguments(clips, model_folder, out, "--probe"))
-    return out
-
-
-def test_metrics_json_says_what_it_is_about(probed, clips):
-    """A number without data, versions and settings cannot be compared with next year's."""
-    metrics = json.loads((probed / "metrics.json").read_text())
-    assert metrics["n"] == 8 and set(metrics["intervals"]) == {name for name in METRICS if name in metrics}
-    file = clips / "eval.jsonl"
-    assert metrics["data"] == {str(file): hashlib.sha256(file.read_bytes()).hexdigest()}
-    assert {"python", "torch", "transformers"} <= set(metrics["versions"])
-    assert metrics["config"]["max_new_tokens"] == 6 and metrics["config"]["prompt"] == "think"
-    assert set(metrics["categories"]) == {"qa", "tracking"}
-    assert sum(metrics["reasons"].values()) == 8
-    assert not list(probed.glob("partial*"))
-
-
-def test_probes_are_answers_to_the_same_questions_about_spoilt_videos(probed, clips):
-    metrics = json.loads((probed / "metrics.json").read_text())
-    intact = read_lines(probed / "predictions.jsonl")
-    assert list(metrics["probes"]) == ["shuffled", "one_frame", "black", "another_video"]
-    for probe, result in metrics["probes"].items():
-        lines = read_lines(probed / f"predictions.{probe}.jsonl")
-        assert [line["id"] for line in lines] == [line["id"] for line in intact]
-        assert [line["completions"] for line in lines] != [line["completions"] for line in intact], probe
-        assert result["n"] == {"qa": 4, "tracking": 4}
-        for name, drop in result["drop"].items():
-            assert drop == pytest.approx(metrics[name] - result["score"][name])
-            assert result["drop_intervals"][name][0] <= drop + 1e-9
-
-
-def test_complete_answers_are_not_asked_for_again(probed, clips, model_folder, monkeypatch, capsys):
-    """Metrics may be computed anew where no GPU is; and other settings do not pass as these."""
-    before = (probed / "metrics.json").read_text()
-    (probed / "metrics.json").unlink()
-    monkeypatch.setattr(evaluation.VideoLM, "load", lambda *_: pytest.fail("the model is not needed"))
-    evaluation.main(arguments(clips, model_folder, probed, "--probe", "--benchmark", "got10k"))
-    printed = capsys.readouterr().out
-    assert "is complete" in printed and "blind: start box copied" in printed and "macro mean" in printed
-    after = json.loads((probed / "metrics.json").read_text())
-    assert {**after, "config": 0} == {**json.loads(before), "config": 0}
-    with pytest.raises(ValueError, match=r"max_new_tokens 6, not 7.*--overwrite"):
-        evaluation.main(arguments(clips, model_folder, probed, "--max_new_tokens", "7"))
-    with pytest.raises(ValueError, match="samples '8 with sha256"):
-        evaluation.main(arguments(clips, model_folder, probed, "--tasks", "qa"))
-    assert len(read_lines(probed / "predictions.jsonl")) == 8
-
-
-def test_overwrite_asks_again_and_touches_no_other_file(clips, model_folder, tmp_path):
-    (tmp_path / "predictions.jsonl").write_text("")
-    (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match="no settings.json"):
-        evaluation.main(arguments(clips, model_folder, tmp_path))
-    (tmp_path / "predictions.black.jsonl").write_text("old")
-    evaluation.main(arguments(clips, model_folder, tmp_path, "--overwrite"))
-    assert len(read_lines(tmp_path / "predictions.jsonl")) == 8 and (tmp_path / "notes.txt").read_text() == "mine"
-    assert not (tmp_path / "predictions.black.jsonl").exists()
-    lines = (tmp_path / "predictions.jsonl").read_text().splitlines(keepends=True)
-    (tmp_path / "predictions.jsonl").write_text("".join(lines[:-1]))
-    with pytest.raises(ValueError, match="its 7 answers are not those of the 8 samples"):
-        evaluation.main(arguments(clips, model_folder, tmp_path))
-
-
-def test_a_killed_evaluation_goes_on_with_another_number_of_processes(clips, model_folder, probed, tmp_path):
-    """Two processes are killed as soon as an answer is on disk; one process finishes with the answers of a run that was
-    never interrupted. Hours of inference lost at the last question are the commonest loss of all."""
-    out = tmp_path / "out"
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
-    # Without torchrun between: its workers would outlive it.
-    ranks = [subprocess.Popen(
-        [sys.executable, str(ROOT / "eval.py"), *arguments(clips, model_folder, out, "--batch", "1")],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost",
-             "MASTER_PORT": port}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for rank in range(2)]
-    deadline = time.time() + 120
-    while not any(file.stat().st_size for file in out.glob("partial/rank*.jsonl")) and time.time() < deadline:
-        time.sleep(0.001)
-    for process in ranks:
-        process.kill()
-        process.wait()
-    assert list(out.glob("partial/rank*.jsonl")) or (out / "predictions.jsonl").exists()
-    evaluation.main(arguments(clips, model_folder, out))
-    assert read_lines(out / "predictions.jsonl") == read_lines(probed / "predictions.jsonl")
-    assert not (out / "partial").exists()
-
-
-def test_prompts_that_are_too_long_are_counted_and_named(clips, model_folder, tmp_path, capsys):
-    evaluation.main(arguments(clips, model_folder, tmp_path, "--max_prompt_tokens", "10", "--probe"))
-    metrics = json.loads((tmp_path / "metrics.json").read_text())
-    assert metrics["reasons"] == {"prompt_too_long": 8} and metrics["parse_failure"] == 1
-    assert all(result["n"] == {} for result in metrics["probes"].values())
-    assert "prompt_too_long: eval-0000-qa: sample eval-0000-qa: the prompt has" in capsys.readouterr().out
-
-
-# ---- one question about one video -----------------------------------------------------------------------------------
-
-
-def ask(model_folder, video, *more):
-    command = [sys.executable, str(ROOT / "eval.py"), "--model", str(model_folder), "--video", str(video),
-               "--device", "cpu", "--min_pixels", "3136", "--max_new_tokens", "6", "--num_workers", "0", *more]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-
-
-def test_one_question_is_answered_and_read(clips, model_folder):
-    """What everybody tries first: no data file, no output folder, no truth."""
-    result = ask(model_folder, clips / "videos" / "eval-0000.mp4", "--task", "tracking", "--question", "white square",
-                 "--box", "0.1", "0.1", "0.3", "0.4", "--num_samples", "2")
-    assert result.returncode == 0, result.stderr[-2000:]
-    assert result.stdout.count("read as: ") == 2 and "(cut at --max_new_tokens 6)" in result.stdout
-
-
-def test_a_video_that_cannot_be_read_is_one_line_and_status_1(model_folder, tmp_path):
-    (tmp_path / "a.mp4").write_bytes(b"no video")
-    result = ask(model_folder, tmp_path / "a.mp4", "--task", "grounding", "--question", "a man falls")
-    assert result.returncode == 1 and "Traceback" not in result.stderr
-    assert "error: " in result.stderr.splitlines()[-1] and "a.mp4" in result.stderr.splitlines()[-1]
-
-
-def test_each_task_is_asked_with_its_flags_and_read_from_its_tags(clips, model_folder, monkeypatch, capsys):
-    """The model is real; only its completion is replaced, by one that can be read."""
-    base = ["--model", str(model_folder), "--video", str(clips / "videos" / "eval-0000.mp4"), "--device", "cpu",
-            "--min_pixels", "3136", "--num_workers", "0", "--question", "the screen is red"]
-    for more, said, words in [
-        (["--task", "grounding"], says("3 to 6"), "read as: 3.00 s to 6.00 s"),
-        (["--task", "qa", "--options", "red", "blue"], says("B"), "read as: (B) blue"),
-        (["--task", "gqa", "--options", "red", "blue"], says("A", "[(3, 6)]"),
-         "read as: (A) red, seen in 3.00 s to 6.00 s"),
-        (["--task", "classification", "--options", "low quality", "high quality"], says("low quality"),
-         "read as: low quality"),
-        (["--task", "captioning"], says("The screen turns red."), "read as: The screen turns red."),
-        (["--task", "grounding"], "I do not know", "read as: nothing: there is no closed <answer>"),
-    ]:
-        monkeypatch.setattr(evaluation, "complete", lambda model, prompt, asking: [(said, True)])
-        evaluation.main([*base, *more])
-        assert words in capsys.readouterr().out
-
-
-ONE = ["--model", "m", "--video", "a.mp4", "--question", "who?"]
-MANY = ["--model", "m", "--data", "a.jsonl", "--out", "o"]
-
-
-@pytest.mark.parametrize("flags, complaint", [
-    (["--model", "m"], "give --data and --out"),
-    (MANY[:4], "give --data and --out"),
-    ([*MANY, "--task", "qa"], "--task needs --video"),
-    ([*MANY, "--temperature", "-1"], "--temperature is -1.0"), ([*MANY, "--fps", "0"], "--fps is 0.0"),
-    ([*MANY, "--num_workers", "-1"], "--num_workers is -1"),
-    ([*MANY, "--num_samples", "8", "--temperature", "0"], "is one answer 8 times"),
-    ([*MANY, "--probe", "--num_samples", "8"], "--probe compares greedy answers"),
-    ([*MANY, "--probe", "--temperature", "1"], "--probe compares greedy answers"),
-    ([*MANY, "--num_samples", "0"], "--num_samples is 0"),
-    (ONE, "--video needs --task and --question"),
-    ([*ONE, "--task", "qa"], "--task qa needs --options"),
-    ([*ONE, "--task", "grounding", "--options", "a"], "--task grounding has no --options"),
-    ([*ONE, "--task", "tracking"], "--task tracking needs --box"),
-    ([*ONE, "--task", "tracking", "--box", "0.5", "0", "0.2", "1"], "is no box"),
-    ([*ONE, "--task", "tracking", "--box", "1", "2", "30", "40"], "is no box"),
-    ([*ONE[:-1], " ", "--task", "grounding"], "'question' is ' '"),
-    ([*ONE, "--task", "grounding", "--out", "o"], "--out is for a data set"),
-    ([*ONE, "--task", "grounding", "--probe"], "--probe is for a data set"),
-])
-def test_flags_that_do_not_fit_are_named(flags, complaint, capsys):
-    """A flag that is ignored without a word is a wrong number later."""
-    with pytest.raises(SystemExit):
-        evaluation.parse_arguments(flags)
-    assert complaint in capsys.readouterr().err
-
-
-def test_flags_that_fit_are_accepted():
-    assert evaluation.parse_arguments([*MANY, "--probe", "--temperature", "0"]).probe
-    args = evaluation.parse_arguments([*ONE, "--task", "qa", "--options", "a", "b"])
-    assert evaluation.question_of(args)["options"] == ["a", "b"] and args.min_pixels == 16 * 784
+# ---- every question once, whatever is killed -------------------------------------------------------------------------
+
+
+def test_what_is_written_down_is_not_asked_again(model, loader, samples, tmp_path):
+    """Resuming that asks everything anew is none; one that returns the answers in another order scores them against
+    other truths. Without a model, any question that is asked raises."""
+    first = answer_all(model, loader, samples, ALONE, ASKING, "", tmp_path / "partial")
+    assert [p["id"] for p in first] == [s["id"] for s in samples]
+    assert answer_all(None, loader, samples, ALONE, ASKING, "", tmp_path / "partial") == first
+    assert answer_all(None, loader, samples[::-1], ALONE, ASKING, "", tmp_path / "partial") == first[::-1]
+    with pytest.raises(AttributeError):
+        answer_all(None, loader, samples, ALONE, ASKING, "", tmp_path / "elsewhere")
+
+
+def test_half_of_the_answers_and_a_torn_line_lead_to_the_same_result(model, loader, samples, tmp_path):
+    """The kill comes at any byte. What was answered stays as it was (marked here), the torn answer is given anew, and
+    the new lines do not run into the torn one, so that the next resume reads them too."""
+    whole = answer_all(model, loader, samples, ALONE, ASKING, "")
+    folder = tmp_path / "partial"
+    folder.mkdir()
+    marked = [{**p, "completions": ["as it was"] * 2} for p in whole]
+    append_lines(folder / "rank0.jsonl", marked[:1])
+    append_lines(folder / "rank1.jsonl", marked[2:4])
+    with open(folder / "rank0.jsonl", "a") as file:
+        file.write("\n" + json.dumps(marked[4])[:-7])
+    expected = [marked[i] if i in (0, 2, 3) else whole[i] for i in range(len(whole))]
+    assert answer_all(model, loader, samples, ALONE, ASKING, "", folder) == expected
+    assert answer_all(None, loader, samples, ALONE, ASKING, "", folder) == expected
+
+
+def test_a_prompt_that_is_too_long_costs_its_own_sample(model, loader, samples):
+    """One long question used to end an evaluation of thousands; in training it still says that a setting is wrong."""
+    long = {**samples[0], "id": "long", "question": samples[0]["question"] * 400}
+    limit = 1200
+    prompts, _ = load_prompts(model, loader, samples, "think", limit)
+    assert max(len(prompt.ids) for prompt in prompts) < limit
+    asking = SamplingSettings("think", 6, limit, num_samples=2, temperature=1.0, batch=3)
+    predictions = answer_all(model, loader, [samples[0], long, samples[1]], ALONE, asking, "")
+    failed = predictions.pop(1)
+    assert failed["reasons"] == ["prompt_too_long"] * 2 and failed["rewards"] == [0.0] * 2
+    assert failed["completions"] == ["", ""] and f"more than {limit}" in failed["problem"]
+    assert failed["parts"] == [{"accuracy": 0.0, "format": 0.0}] * 2
+    assert predictions == answer_all(model, loader, samples[:2], ALONE, asking, "")
+    with pytest.raises(PromptTooLong, match="more than 1200"):
+        load_prompts(model, loader, [long], "think", limit)

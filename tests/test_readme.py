@@ -1,4 +1,4 @@
-"""Whatever README.md says that can be run is run, and every figure in it is that of a committed result."""
+"""Whatever README.md and docs/ say that can be run is run, and every figure is that of a committed result."""
 
 import dataclasses
 import doctest
@@ -11,12 +11,16 @@ from conftest import ROOT
 
 import claims
 import data
-import eval
 import train
-from tools import convert, data_commands, plan
+from lib.tables import METRICS
+from tools import convert, data_commands, evaluate, plan
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = [line.strip() for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
+TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+         for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
+README = TEXTS["README.md"]
+BLOCKS = [block for text in TEXTS.values() for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL)]
+COMMANDS = dict.fromkeys(line.strip() for block in BLOCKS for line in block.splitlines())  # each once
+PROGRAMS = ("tools/evaluate", "tools/data_commands", "tools/select", "tools/plan")
 CLAIMS = json.loads((ROOT / "tests" / "results" / "claims.json").read_text())
 SEEDS = [json.loads((ROOT / "tests" / "results" / f"seed{seed}.json").read_text()) for seed in (0, 1, 2)]
 COLUMNS = {"before": "before", "after_sft": "after SFT", "after": "after GRPO", "sft_equal_time": "SFT, equal time",
@@ -28,9 +32,9 @@ def arguments_of(command: str, script: str) -> list[str]:
     return shlex.split(command.split(script, 1)[1])
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if ".py" in c or " -m tools." in c])
-def test_every_command_is_one_the_programs_accept(command, tmp_path, monkeypatch):
-    """A README that names a flag or a file that does not exist is the commonest fault of published code."""
+@pytest.mark.parametrize("command", [c for c in COMMANDS if re.search(r"\.py|-m tools\.", c)])
+def test_every_command_is_one_the_programs_accept(command):
+    """A text that names a flag or a file that does not exist is the commonest fault of published code."""
     script = re.search(r"([\w/]+\.py|tools\.\w+)", command)[1]
     assert (ROOT / f"{script.removesuffix('.py').replace('.', '/')}.py").is_file()
     arguments = arguments_of(command, script)
@@ -38,7 +42,7 @@ def test_every_command_is_one_the_programs_accept(command, tmp_path, monkeypatch
         config = train.parse_config(arguments)
         assert bool(config.model) == ("--model" in command)
     elif script == "eval.py":
-        assert eval.parse_arguments(arguments).model
+        assert evaluate.parse_arguments(arguments).model
     elif script == "tools.plan":
         assert plan.parse_arguments(arguments).model
     elif script == "data.py":
@@ -48,11 +52,16 @@ def test_every_command_is_one_the_programs_accept(command, tmp_path, monkeypatch
             assert parsed.split is None or parsed.split in splits
 
 
-@pytest.mark.parametrize("flags", re.findall(r"`(--[a-z_]+[^`]*)`", README))
+@pytest.mark.parametrize("flags", sorted({f for text in TEXTS.values() for f in re.findall(r"`(--[a-z_]+[^`]*)`", text)}))
 def test_every_flag_named_in_the_text_exists(flags):
-    programs = "".join((ROOT / f"{name}.py").read_text() for name in ("eval", "tools/data_commands", "tools/select", "tools/plan"))
-    names = {f.name for f in dataclasses.fields(train.Config)} | set(re.findall(r'"--([a-z_0-9]+)"', programs)) | {"help"}
+    programs = "".join((ROOT / f"{name}.py").read_text() for name in PROGRAMS)
+    names = {f.name for settings in (train.Config, plan.Job) for f in dataclasses.fields(settings)} | {"help"}
+    names |= set(re.findall(r'"--([a-z_0-9]+)"', programs))
     assert {name for name in re.findall(r"--([a-z_0-9]+)", flags)} <= names
+
+
+def test_the_front_door_is_short():
+    assert len(README.splitlines()) < 300
 
 
 def test_the_worked_example_is_what_the_code_prints():
@@ -64,12 +73,17 @@ def test_the_worked_example_is_what_the_code_prints():
     assert runner.failures == 0
 
 
-def test_links_lead_somewhere():
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert (ROOT / target).exists(), target
-    headings = {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in re.findall(r"^#+ (.+)$", README, re.MULTILINE)}
-    for anchor in re.findall(r"\]\(#([^)]+)\)", README):
-        assert anchor in headings
+def headings(text: str) -> set[str]:
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in re.findall(r"^#+ (.+)$", text, re.MULTILINE)}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_links_lead_somewhere(name):
+    """Seen from the folder of the text, as a reader's browser does; an anchor has to be a heading there."""
+    for target, anchor in re.findall(r"\]\((?!http)([^)#]*)#?([^)]*)\)", TEXTS[name]):
+        path = (ROOT / name).parent / target if target else ROOT / name
+        assert path.exists(), target
+        assert not anchor or anchor in headings(path.read_text(encoding="utf-8")), (target, anchor)
 
 
 def mean(stage: str, name: str) -> float:
@@ -79,8 +93,7 @@ def mean(stage: str, name: str) -> float:
 
 def test_the_figures_are_those_of_the_committed_runs():
     """`python tests/test_readme.py` writes them; a number edited by hand, or left behind by a new run, fails here."""
-    results = (ROOT / "RESULTS.md").read_text(encoding="utf-8")
-    assert README == with_figures(README) and results == with_figures(results)
+    assert all(text == with_figures(text) for text in TEXTS.values())
     found = re.findall(r"<!-- figure: (\S+) (\S+) -->([\d.]+)", README)
     assert len(found) >= 3
     for stage, name, figure in found:
@@ -112,7 +125,7 @@ def with_figures(text: str) -> str:
 
 def means_table() -> list[str]:
     """One row a metric, one column a stage or a blind answer, means over the seeds."""
-    names = [name for name in eval.METRICS if name in SEEDS[0]["after"]]
+    names = [name for name in METRICS if name in SEEDS[0]["after"]]
     rows = ["| | " + " | ".join(COLUMNS.values()) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
     for name in names:
         known = [name in (SEEDS[0]["baselines"].get(stage) or SEEDS[0].get(stage)) for stage in COLUMNS]
@@ -135,7 +148,7 @@ def seeds_table() -> list[str]:
 
 
 def main() -> None:
-    for file in ("README.md", "RESULTS.md"):
+    for file in TEXTS:
         path = ROOT / file
         path.write_text(with_figures(path.read_text(encoding="utf-8")), encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""RECIPES.md: its commands are accepted, carry the published settings, and its figures are those of the code."""
+"""docs/recipes.md: its commands are accepted, carry the published settings, and its figures are those of the code."""
 
 import dataclasses
 import re
@@ -9,12 +9,12 @@ import pytest
 from conftest import ROOT
 
 import data
-import eval
 import train
 from lib import published
-from tools import convert, data_commands, plan
+from lib.samples import read_jsonl, write_jsonl
+from tools import convert, data_commands, evaluate, plan
 
-RECIPES = (ROOT / "RECIPES.md").read_text(encoding="utf-8")
+RECIPES = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```bash\n(.*?)```", RECIPES, re.DOTALL)
 COMMANDS = [line for block in BLOCKS for line in block.splitlines() if re.search(r"\.py|-m tools", line)]
 
@@ -65,7 +65,7 @@ def test_every_command_is_one_the_programs_accept(command):
         assert config.model and config.out.startswith("runs/")
         assert "--nproc_per_node=8" in command
     elif script == "eval.py":
-        args = eval.parse_arguments(arguments)
+        args = evaluate.parse_arguments(arguments)
         assert args.model and str(args.out).startswith("runs/")
     elif script == "tools.plan":
         assert plan.parse_arguments(arguments)
@@ -99,9 +99,9 @@ def test_the_seds_make_samples_of_what_they_say(tmp_path):
     for line in seds:
         source, target = re.search(r"(data/\S+) > (data/\S+)", line).groups()
         (tmp_path / "data").mkdir(exist_ok=True)
-        data.write_jsonl(tmp_path / source, [sample])
+        write_jsonl(tmp_path / source, [sample])
         subprocess.run(line, shell=True, cwd=tmp_path, check=True)
-        changed += data.read_jsonl(tmp_path / target)
+        changed += read_jsonl(tmp_path / target)
     assert [s["task"] for s in changed] == ["qa", "qa", "gqa", "gqa", "gqa"]
     assert [s.get("think") for s in changed] == [None, None, False, False, False]
     assert "<glue>" not in data.target_text(changed[0], "answer")
@@ -113,11 +113,11 @@ def test_the_short_videos_are_those_of_the_length_class(tmp_path):
     row = {"videoID": "v", "question": 'Is it "short"?', "options": ["A. yes", "B. no"], "answer": "B"}
     (tmp_path / "data").mkdir()
     rows = [row | {"question_id": name, "duration": name} for name in ("short", "medium", "long")]
-    data.write_jsonl(tmp_path / "rows.jsonl", rows)
+    write_jsonl(tmp_path / "rows.jsonl", rows)
     convert.convert("videomme", tmp_path / "rows.jsonl", tmp_path / "data/videomme.jsonl")
     (line,) = (line for block in BLOCKS for line in block.splitlines() if line.startswith("grep "))
     subprocess.run(line, shell=True, cwd=tmp_path, check=True)
-    assert [s["id"] for s in data.read_jsonl(tmp_path / line.split(" > ")[1])] == ["short"]
+    assert [s["id"] for s in read_jsonl(tmp_path / line.split(" > ")[1])] == ["short"]
 
 
 # --- the hyper-parameters ---------------------------------------------------------------------------------------------
@@ -168,7 +168,7 @@ def test_epochs_and_prompts_are_those_of_the_rows():
 
 # --- the expected numbers ---------------------------------------------------------------------------------------------
 
-# Which row of published.py a row of RECIPES.md is. Benchmarks that published.py has no row for are left out here.
+# Which row of lib/published.py a row of docs/recipes.md is. Benchmarks that lib/published.py has no row for are left out here.
 ROWS = {
     "base_answer": published.BASE, "base_think": f"{published.BASE}, think prompt", "sft_tg": "SFT, 1 epoch",
     "sft_tg_3ep": "SFT, 3 epochs", "grpo_tg_answer": "GRPO on Charades, answer prompt", "grpo_tg": "GRPO on Charades",
@@ -201,14 +201,14 @@ def expected() -> list[tuple[str, str, list[float | None], str]]:
 
 
 def row_of(run: str, benchmark: str) -> published.Row | None:
-    """The row of published.py that a row of RECIPES.md repeats; None where it has none."""
+    """The row of lib/published.py that a row of docs/recipes.md repeats; None where it has none."""
     model = ROWS_ELSEWHERE.get((run, benchmark), ROWS.get(run))
     rows = published.rows_of(re.sub(r"_(answer|32)$", "", benchmark))
     return next((row for row in rows if row.model == model), None)
 
 
 def test_expected_numbers_are_the_published_ones():
-    """The same numbers stand in published.py, from the same tables; a typing error in either is found here."""
+    """The same numbers stand in lib/published.py, from the same tables; a typing error in either is found here."""
     found = [(run, benchmark, numbers, row.values) for run, benchmark, numbers, _ in expected()
              if (row := row_of(run, benchmark))]
     for run, benchmark, numbers, published_values in found:
@@ -346,21 +346,8 @@ def test_what_is_said_to_fit_fits_and_what_is_not_does_not():
     assert plan.verdict(MODELS["7b"], answering).startswith("fits")
 
 
-@pytest.mark.parametrize("flags", re.findall(r"`(--[a-z_]+[^`]*)`", RECIPES))
-def test_every_flag_named_in_the_text_exists(flags):
-    known = set(vars(train.parse_config([]))) | set(vars(plan.Job()))
-    assert {name for name in re.findall(r"--([a-z_0-9]+)", flags)} <= known
-
-
-def test_links_lead_somewhere():
-    titles = re.findall(r"^#+ (.+)$", RECIPES, re.MULTILINE)
-    headings = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
-    for target in re.findall(r"\]\(([^)]+)\)", RECIPES):
-        assert target[1:] in headings if target.startswith("#") else (ROOT / target).exists()
-
-
 def main() -> None:
-    path = ROOT / "RECIPES.md"
+    path = ROOT / "docs" / "recipes.md"
     path.write_text(with_tables(path.read_text(encoding="utf-8")), encoding="utf-8")
 
 

@@ -20,17 +20,19 @@ import torch
 from conftest import ROOT
 
 import data
-import eval
 import grpo
 import train
-from answers import with_style
-from data import VideoSettings, load_samples
+from data import VideoSettings
 from grpo import accumulate_gradients, rollout, score_groups
 from lib import distributed as scale
 from lib import toy
+from lib.answers import PUBLISHED
+from lib.captions import words_judge
 from lib.loader import VideoLoader, _clip_key
+from lib.questions import with_style
+from lib.samples import load_samples
 from model import VideoLM
-from rewards import words_judge
+from tools import evaluate
 
 SMALL = ["--toy_train", "6", "--toy_eval", "4", "--sft_steps", "4", "--sft_questions", "4", "--steps", "4", "--questions", "3",
          "--group_size", "4", "--max_new_tokens", "48", "--select_k", "0", "--save_every", "2", "--num_workers", "1",
@@ -102,12 +104,12 @@ def test_eval_py_finds_the_same_numbers_without_being_told_how(whole_run, tmp_pa
     """Another resolution, prompt or length than in training gives another result: peers' evaluations differ in all three."""
     data = whole_run.parent / "toy" / "seed0-6-4" / "eval.jsonl"
     tasks = ["--tasks", "grounding", "qa", "gqa"]
-    eval.main(["--model", str(whole_run / "final"), "--data", str(data), "--out", str(tmp_path), "--device", "cpu", *tasks])
+    evaluate.run(["--model", str(whole_run / "final"), "--data", str(data), "--out", str(tmp_path), "--device", "cpu", *tasks])
     measured, summary = json.loads((tmp_path / "metrics.json").read_text()), json.loads((whole_run / "summary.json").read_text())
     assert {name: measured[name] for name in summary["after"]} == pytest.approx(summary["after"])
     assert measured["baselines"] == summary["baselines"]
     asked = json.loads((whole_run / "final" / "asked.json").read_text())
-    assert asked["min_pixels"] == train.Config().min_pixels != eval.PUBLISHED["min_pixels"]
+    assert asked["min_pixels"] == train.Config().min_pixels != PUBLISHED["min_pixels"]
 
 
 def test_training_and_evaluation_share_the_frame_cache(whole_run, tmp_path):
@@ -115,7 +117,7 @@ def test_training_and_evaluation_share_the_frame_cache(whole_run, tmp_path):
     frames = whole_run.parent / "frames"
     before = {file.name: file.stat().st_mtime_ns for file in frames.iterdir()}
     assert len(before) == 10  # 6 clips for training, 4 held out, each with three questions
-    eval.main(["--model", str(whole_run / "final"), "--data", str(whole_run.parent / "toy" / "seed0-6-4" / "eval.jsonl") + ":1",
+    evaluate.run(["--model", str(whole_run / "final"), "--data", str(whole_run.parent / "toy" / "seed0-6-4" / "eval.jsonl") + ":1",
                "--out", str(tmp_path / "x"), "--device", "cpu", "--num_workers", "0", "--max_new_tokens", "2",
                "--frame_cache", str(frames), "--frame_cache_gb", "0.1"])
     after = {file.name: file.stat().st_mtime_ns for file in frames.iterdir()}
@@ -636,7 +638,7 @@ def test_ranks_share_a_stream_by_position_however_much_is_taken():
 def test_the_next_step_is_decoded_while_this_one_is_sampled(model, tmp_path, monkeypatch):
     """A GPU that waits for videos waits for minutes: what the next step needs must become ready without being asked for."""
     toy.write_dataset(tmp_path / "toy", 4, 1, 0)
-    questions = data.load_samples([str(tmp_path / "toy" / "train.jsonl")], tasks=["grounding"])
+    questions = load_samples([str(tmp_path / "toy" / "train.jsonl")], tasks=["grounding"])
     config = train.parse_config(["--out", str(tmp_path / "run"), "--questions", "2", "--group_size", "2",
                                  "--max_new_tokens", "3"])
     ready = []

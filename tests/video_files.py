@@ -8,6 +8,8 @@ import av
 import numpy as np
 from PIL import Image
 
+from data import Clip, VideoSettings, read_video, video_arguments
+
 CORNER = (250, 250, 250)
 
 
@@ -29,6 +31,11 @@ def which_frames(clip):
     """The frame numbers that a clip shows, from the grey of their lower right corners."""
     values = clip.frames[:, :, -3:, -3:].float().mean(dim=(1, 2, 3))
     return [round((float(value) - 20) / 5) for value in values]
+
+
+def read_sample(sample, settings=VideoSettings()) -> Clip:
+    """The clip of a sample as VideoLoader decodes it, in this process and without a cache."""
+    return read_video(sample["video"], **video_arguments(sample, settings))
 
 
 def write_video(path, frames, fps=10, times=None, options=None):

@@ -16,9 +16,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data import (VideoError, VideoSettings, _take, choose_frames, decord, find_problem, find_video, open_video,
-                  parse_entry, read_video, video_arguments, write_jsonl)
+from data import VideoSettings, choose_frames, read_video, video_arguments
 from lib.loader import DecodePool
+from lib.readers import VideoError, decord, find_video, open_video
+from lib.samples import find_problem, parse_entry, take_part, write_jsonl
 
 CLOCK_TOLERANCE = 0.5  # seconds; one time position of the model
 CHEAP_FRAMES = 6000  # up to this many frames (200 s at 30 fps) a file is also read from its beginning
@@ -99,7 +100,7 @@ def check(entry: str, out: Path, *, video_root: str | None = None, settings: Vid
     if not records:
         raise ValueError(f"{source}: no sample; check the file")
     # The part that training takes of good.jsonl's lines, if all videos are good.
-    wanted = _take([number for number in records if number not in problems], take, random.Random(f"0 {source.name}"))
+    wanted = take_part([number for number in records if number not in problems], take, random.Random(f"0 {source.name}"))
     folder = Path(root or video_root or source.parent)
     jobs = {}  # the same part of the same video: one job, for the lines that use it
     for number in wanted:
@@ -120,7 +121,7 @@ def inspect_videos(jobs: dict, num_workers: int, deadline: float) -> dict[int, s
     """What is wrong with the videos of `jobs`, {(video, _): (arguments, line numbers)}, by line number."""
     problems = {}
     with DecodePool(num_workers, deadline) as pool:
-        futures = {pool.submit("inspect", video, arguments, lambda answer: answer[1]): numbers
+        futures = {pool.submit(inspect_video, video, arguments): numbers
                    for (video, _), (arguments, numbers) in jobs.items()}
         for future in tqdm(as_completed(futures), total=len(futures), desc="videos", unit="video"):
             error = future.exception()

@@ -40,12 +40,8 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
-from data import find_problem
+from lib.samples import LETTERS, NEEDED, NUM_BOXES, field_problem, find_problem, is_number
 
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-
-# The paper's tracking task shows eight frames, whatever the length of the sequence.
-BOXES = 8
 # A folder of frames has no clock of its own: GOT-10k is annotated at 10 Hz, MVBench's TVQA frames are 3 a second.
 GOT10K_FPS = 10.0
 TVQA_FPS = 3.0
@@ -242,9 +238,9 @@ def got10k(source: Source) -> Iterator[dict]:
     for _, sequence in tqdm(sequences, desc="sequences", unit="sequence", disable=None):  # None: where nobody looks
         folder = f"{source.split}/{sequence}"
         rows, visible, meta = got10k_sequence(source, folder)
-        if len(visible) < BOXES:
+        if len(visible) < NUM_BOXES:
             left_out += 1
-            tqdm.write(f"left out {folder}: {len(visible)} frames show the object, {BOXES} are needed")
+            tqdm.write(f"left out {folder}: {len(visible)} frames show the object, {NUM_BOXES} are needed")
             continue
         frames = spread(visible)
         width, height = (float(side) for side in re.findall(r"[\d.]+", meta["resolution"]))
@@ -278,7 +274,7 @@ def got10k_sequence(source: Source, folder: str) -> tuple[list[str], list[int], 
 
 def spread(visible: list[int]) -> list[int]:
     """Eight of the m >= 8 `visible` frames, the first and the last among them: positions round(k (m - 1) / 7)."""
-    return [visible[round(k * (len(visible) - 1) / (BOXES - 1))] for k in range(BOXES)]  # a seventh is never a tie
+    return [visible[round(k * (len(visible) - 1) / (NUM_BOXES - 1))] for k in range(NUM_BOXES)]  # a seventh is never a tie
 
 
 def fractions_of_frame(row: str, width: float, height: float) -> list[float]:
@@ -620,29 +616,19 @@ def checked(record: dict) -> dict:
     """
     sample = {key: value for key, value in record.items() if value is not None}
     sample["id"], sample["question"] = str(sample["id"]), sample["question"].strip()
-    if not isinstance(sample["video"], str):
-        raise ValueError(f"video is {sample['video']!r}, not a file name")
     for key in {"duration", "start", "end"} & sample.keys():
         sample[key] = seconds(sample[key])
     if "spans" in sample:
         sample["spans"] = [[seconds(start), seconds(end)] for start, end in sample["spans"]]
+    for key in ["video", *NEEDED[sample["task"]]]:  # spans may be none at all: such a sample is written and named
+        if key != "spans" and (problem := field_problem(sample, key)):
+            raise ValueError(problem)
     if "options" in sample:
-        if not isinstance(sample["options"], list):
-            raise ValueError(f"the options are {sample['options']!r}, not a list")
         sample["options"] = [option.strip() for option in sample["options"]]
-        letters = list(LETTERS[: len(sample["options"])])
-        offered = sample["options"] if sample["task"] == "classification" else letters
-        if sample["answer"] not in offered:
-            raise ValueError(f"the answer {sample['answer']!r} is none of {offered}")
-    if "boxes" in sample:
-        boxes = sample["boxes"]
-        if len(boxes) != BOXES or any(len(box) != 4 or not all(map(is_number, box)) for box in boxes):
-            raise ValueError(f"not {BOXES} boxes of four finite numbers: {boxes}")
+        # Scoring forgives other capitals. An annotation that does not spell its own label is a broken one all the same.
+        if sample["task"] == "classification" and sample["answer"] not in sample["options"]:
+            raise ValueError(f"the answer {sample['answer']!r} is none of {sample['options']}")
     return sample
-
-
-def is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def seconds(value: object) -> float:

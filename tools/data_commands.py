@@ -5,8 +5,9 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
-from data import VideoSettings, parse_entry
-from lib import loader, toy
+from data import VideoSettings
+from lib import toy
+from lib.samples import parse_entry
 from tools import check, convert, select
 
 
@@ -41,16 +42,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
                              help="as in train.py (%(default)s)")
 
     select.add_arguments(command("select", "keep the samples whose K completions differ (variance-aware selection)"))
-
-    command("worker", "decode videos for another process (lib/loader.py starts it)")
     return parser.parse_args(arguments)
 
 
 def run_command(args: argparse.Namespace) -> int:
     """The exit status."""
-    if args.command == "worker":
-        loader.serve()
-    elif args.command == "toy":
+    if args.command == "toy":
         toy.write_dataset(args.out, args.train, args.eval, args.seed)
     elif args.command == "convert":
         convert.convert(args.name, args.src, args.out, args.split)

@@ -10,7 +10,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from data import load_samples, parse_entry, read_jsonl, write_jsonl
+from lib.samples import load_samples, parse_entry, read_jsonl, write_jsonl
 from lib.selection import CONTROLS, report_text, select
 from rewards import task_score
 

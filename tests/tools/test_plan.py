@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen2_5_VLForConditionalGeneration
-from video_files import pictures, write_video
+from video_files import pictures, read_sample, write_video
 
 import data
 import train
@@ -50,7 +50,7 @@ def test_video_tokens_are_those_of_the_file_as_training_reads_it(tmp_path, size,
     """A second formula for frames and sizes would agree until the budget or the least size of a frame matters."""
     write_video(tmp_path / "a.mp4", pictures(45, *size), fps=30)
     settings = data.VideoSettings(total_pixels=200_000)
-    clip = data.read_sample({"id": "a", "video": str(tmp_path / "a.mp4"), **sample}, settings)
+    clip = read_sample({"id": "a", "video": str(tmp_path / "a.mp4"), **sample}, settings)
     grid = data.patchify(clip.frames)[1]
     job = plan.Job(seconds=1.5, width=size[0], height=size[1], frames=8 if sample["task"] == "tracking" else 0,
                    total_pixels=200_000)

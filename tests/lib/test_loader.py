@@ -9,13 +9,13 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 import torch
-from video_files import pictures, which_frames, write_video
+from video_files import pictures, read_sample, which_frames, write_video
 
-from data import Clip, VideoError, VideoSettings, read_sample
-from lib.loader import FrameCache, VideoLoader
-
-ROOT = Path(__file__).parent.parent
+from data import Clip, VideoSettings
+from lib.loader import DecodePool, FrameCache, VideoLoader, read_arrays
+from lib.readers import VideoError
 
 
 def question(video, **fields):
@@ -37,6 +37,10 @@ def is_running(pid):
         return False
 
 
+def pids(loader):
+    return [worker.process.pid for worker in loader.pool.workers]
+
+
 @pytest.fixture
 def videos(tmp_path):
     """Three good files, an unreadable one, and one that never answers: a pipe that nobody writes into."""
@@ -50,10 +54,10 @@ def videos(tmp_path):
 def test_a_file_that_hangs_costs_its_deadline_and_nothing_else(videos):
     """One bad file of 12,000 must not stop a training run at night; nor leave a child behind when it is over."""
     with VideoLoader(num_workers=1, deadline=1.0) as loader:
-        first = loader.worker_pids()
+        first = pids(loader)
         futures = [loader.submit(question(videos / name)) for name in ("0.mp4", "hangs.mp4", "bad.mp4", "1.mp4")]
         good, hung, bad, after = (future.exception() or future.result() for future in futures)
-        second = loader.worker_pids()
+        second = pids(loader)
     assert isinstance(hung, VideoError) and hung.path == str(videos / "hangs.mp4")
     assert hung.reason == "no answer in 1 s"
     assert isinstance(bad, VideoError) and str(videos / "bad.mp4") in str(bad) and "not a video" in bad.reason
@@ -73,14 +77,14 @@ def test_a_worker_that_is_killed_is_replaced(videos):
     with VideoLoader(num_workers=1, deadline=60) as loader:
         assert loader.load(question(videos / "0.mp4")) is not None  # it is ready now
         hanging = loader.submit(question(videos / "hangs.mp4"))
-        (pid,) = loader.worker_pids()
+        (pid,) = pids(loader)
         wait_for(hanging.running)
         time.sleep(0.2)  # it has the job by now, and for another minute
         os.kill(pid, signal.SIGKILL)
         error = hanging.exception(timeout=30)
         assert isinstance(error, VideoError) and "died (exit status -9)" in error.reason
         assert len(loader.load(question(videos / "1.mp4")).frames) > 0
-        (pid,) = loader.worker_pids()
+        (pid,) = pids(loader)
         os.kill(pid, signal.SIGKILL)  # between two jobs: the next video is not to blame
         # Dead with all its threads, and not yet reaped: its state in /proc is that of its first thread alone.
         wait_for(lambda: os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT))
@@ -95,7 +99,7 @@ def test_workers_end_with_their_parent_even_while_they_hang(videos):
               "sample = {'id': '', 'task': 'qa', 'video': sys.argv[1]}\n"
               "loader.load({**sample, 'video': sys.argv[2]})\n"
               "loader.submit(sample)\n"
-              "print(loader.worker_pids()[0], flush=True)\n"
+              "print(loader.pool.workers[0].process.pid, flush=True)\n"
               "time.sleep(60)\n")
     parent = subprocess.Popen([sys.executable, "-c", script, str(videos / "hangs.mp4"), str(videos / "0.mp4")],
                               stdout=subprocess.PIPE, text=True)
@@ -117,13 +121,33 @@ def test_what_a_library_prints_does_not_get_between_the_answers(videos):
     child = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                              stderr=subprocess.PIPE)
     for name in ("bad.mp4", "absent.mp4"):
-        pickle.dump(("read", str(videos / name), {}), child.stdin)
+        pickle.dump((read_arrays, str(videos / name), {}), child.stdin)
     child.stdin.flush()
     answers = [pickle.load(child.stdout) for _ in range(3)]
     assert answers[0] == "ready" and [answer[1] for answer in answers[1:]] == [
         str(videos / "bad.mp4"), str(videos / "absent.mp4")]
     _, noise = child.communicate()
     assert child.returncode == 0 and noise.count(b"noise\nmore") == 2
+
+
+def test_workers_are_ours_wherever_the_run_was_started(videos, monkeypatch):
+    """A module named lib beside the user's data would be what `-m lib.loader` finds first."""
+    (videos / "lib").mkdir()
+    (videos / "lib" / "__init__.py").write_text("raise SystemExit('not this one')")
+    monkeypatch.chdir(videos)
+    with VideoLoader(num_workers=1, deadline=60) as loader:
+        assert len(loader.load(question("0.mp4")).frames) > 0
+
+
+def test_any_function_of_a_module_can_be_a_job(videos):
+    """The loader knows no caller: what is done with a video is named by whoever asks for it. What a child cannot import
+    fails at once."""
+    with DecodePool(num_workers=1, deadline=60) as pool:
+        assert pool.submit(os.path.getsize, str(videos / "0.mp4"), {}).result() == (videos / "0.mp4").stat().st_size
+        start = time.time()
+        unknown = pool.submit(pids, str(videos / "0.mp4"), {}).exception()  # the children have no tests on their path
+        assert isinstance(unknown, VideoError) and "died (exit status 1)" in unknown.reason and time.time() - start < 30
+        assert pool.submit(os.path.isfile, str(videos / "0.mp4"), {}).result() is True
 
 
 def test_every_number_of_workers_gives_the_same_clips(videos):

@@ -5,18 +5,19 @@ import math
 
 import pytest
 import torch
+from conftest import TEXTS
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 import eval
 import grpo
-from lib import judge
 import rewards
-from lib import toy
 import train
-from conftest import TEXTS
 from data import prepare
+from lib import judge, toy
+from lib.captions import words_judge
 from lib.judge import LanguageModelJudge, load_judge
+from tools import evaluate
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
          "num_key_value_heads": 2, "max_position_embeddings": 4096}
@@ -180,7 +181,7 @@ def test_no_pair_is_judged_twice_and_batches_are_bounded(folder, monkeypatch):
 
 
 def test_no_name_is_the_rules(tmp_path):
-    assert load_judge("") is rewards.words_judge
+    assert load_judge("") is words_judge
     with pytest.raises(ValueError, match="--judge .*nothing: no such folder or hub id"):
         load_judge(str(tmp_path / "nothing"))
 
@@ -227,7 +228,7 @@ def test_a_run_and_an_evaluation_with_a_model_as_the_judge(tmp_path, monkeypatch
     line = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert line["phase"] == "grpo" and line["event_recall"] > 0
     for judged, recall in (([], 0.0), (["--judge", yes], 1.0)):
-        eval.main(["--model", "run/final", "--data", "x.jsonl", "--out", f"eval{recall}", *judged, *common[:2],
+        evaluate.run(["--model", "run/final", "--data", "x.jsonl", "--out", f"eval{recall}", *judged, *common[:2],
                    *common[4:]])
         prediction = json.loads((tmp_path / f"eval{recall}" / "predictions.jsonl").read_text())
         metrics = json.loads((tmp_path / f"eval{recall}" / "metrics.json").read_text())

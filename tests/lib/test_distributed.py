@@ -169,7 +169,6 @@ world.phase("grpo step 12: score")
 scale.total(world, [1.0])
 """
 
-
 def start_two(program: str) -> list[subprocess.Popen]:
     """Two processes without an agent that would end one for the other's failure."""
     with socket.socket() as free:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tools.convert
-from data import load_samples
+from lib.samples import load_samples
 from tools.check import check
 from tools.convert import FORMATS, MVBENCH_FOLDERS, convert, oddities, split_options, spread, without_letters
 
@@ -399,16 +399,16 @@ BROKEN = {
     "broken JSON": ("activitynet_captions", {"val_2.json": '{"v": '}, "val_2.json"),
     "no UTF-8": ("activitynet_captions", {"val_2.json": b"\xff\xfe"}, "val_2.json"),
     "half a character": ("activitynet_captions", described([[1, 2]], ["\ud83d"]), "val_2.json['v']"),
-    "seven boxes": ("videochat_r1_tracking", tracking(gt=EIGHT[:7]), "got_val.json[0]: not 8 boxes"),
-    "a box of three": ("videochat_r1_tracking", tracking(gt=EIGHT[:7] + [[0, 0, 1]]), "got_val.json[0]: not 8"),
-    "a box in quotes": ("videochat_r1_tracking", tracking(gt=EIGHT[:7] + [["0"] * 4]), "got_val.json[0]: not 8"),
+    "seven boxes": ("videochat_r1_tracking", tracking(gt=EIGHT[:7]), "got_val.json[0]: field 'boxes'"),
+    "a box of three": ("videochat_r1_tracking", tracking(gt=EIGHT[:7] + [[0, 0, 1]]), "got_val.json[0]: field 'boxes'"),
+    "a box in quotes": ("videochat_r1_tracking", tracking(gt=EIGHT[:7] + [["0"] * 4]), "got_val.json[0]: field 'boxes'"),
     "a path of one part": ("videochat_r1_tracking", tracking(path="x"), "got_val.json[0]"),
     "an option without its letter": ("videochat_r1_gqa", gqa(options=["(A) x", "Be y"]), "with the letter B"),
     "an option that is a number": ("mvbench", state_change(candidates=[1, 2], answer="1"), "state_change.json[0]"),
     "letters out of order": ("videochat_r1_gqa", gqa(options=["(B) x", "(A) y"]), "'(B) x'"),
     "an answer nobody offered": ("videochat_r1_gqa", gqa(answer="(F)"), "'F'"),
     "the same id twice": ("videochat_r1_gqa", {"nextgqa_val.json": GQA * 2}, "'77_3'"),
-    "a video that is a number": ("videochat_r1_gqa", gqa(video=77), "video is 77"),
+    "a video that is a number": ("videochat_r1_gqa", gqa(video=77), "field 'video' is '77'"),
     "a text nobody offered": ("nextgqa", nextgqa("77,9,9,9,q,zzz,0,CW,a,b,c,d,e\n"), "test.csv, line 2"),
     "a question without windows": ("nextgqa", nextgqa("77,9,9,9,q,a,3,CW,a,b,c,d,e\n"), "there is no '3'"),
     "a comma without quotes": ("nextqa", nextqa("55,9,9,9,a,3,0,7,DO,a,b,c,d,e\n"), "test.csv, line 4: the row"),
@@ -427,7 +427,7 @@ BROKEN = {
     "a row without an answer": ("videomme", {"v.jsonl": json.dumps({"videoID": "c"})}, "v.jsonl, line 1: there is no"),
     "a nan elsewhere": ("videomme", {"v.jsonl": json.dumps(VIDEOMME[1] | {"domain": math.nan})}, "v.jsonl, line 1"),
     "half a line": ("videomme", {"v.jsonl": json.dumps(VIDEOMME[0]) + '\n{"videoID": '}, "v.jsonl, line 2"),
-    "options in one string": ("rextime", rextime(REXTIME_SET[0], options="abcd"), "'abcd', not a list"),
+    "options in one string": ("rextime", rextime(REXTIME_SET[0], options="abcd"), "'abcd'; it must be a list"),
     "no window": ("rextime", rextime(REXTIME_ROWS[0], relevant_windows=[]), "rextime_val.json[0]"),
     "no letter": ("rextime", rextime(LETTERLESS), "rextime_val.json[0]: there is no 'ans'"),
     "maybe": ("tempcompass:yes_no", tempcompass("q", "maybe", "yes_no.json"), "yes_no.json['1']['d'][0]"),

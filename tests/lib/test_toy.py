@@ -6,6 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from video_files import read_sample
 
 import data
 import eval
@@ -13,6 +14,8 @@ import rewards
 import train
 from lib import distributed as scale
 from lib import toy
+from lib.captions import words_judge
+from lib.samples import TASKS, load_samples
 from model import VideoLM
 
 
@@ -26,18 +29,18 @@ def folder(tmp_path_factory):
 def test_the_files_load_and_every_video_decodes(folder):
     """A toy whose files were anything but ordinary would test nothing of the path that real data takes."""
     for name, clips in (("train", 6), ("eval", 24)):
-        samples = data.load_samples([str(folder / f"{name}.jsonl")])
+        samples = load_samples([str(folder / f"{name}.jsonl")])
         assert len({s["video"] for s in samples}) == clips
-        assert {s["task"] for s in samples} == set(data.TASKS)
+        assert {s["task"] for s in samples} == set(TASKS)
         for sample in samples[:16]:
-            clip = data.read_sample(sample)
+            clip = read_sample(sample)
             assert clip.frames.shape[0] == (8 if sample["task"] == "tracking" else 2 * toy.DURATION)
 
 
 def test_the_screen_has_the_colour_that_the_labels_say(folder):
     """Labels against pixels, frame by frame, after H.264 and the sampler: an off-by-one second would cap every score."""
-    for sample in data.load_samples([str(folder / "eval.jsonl")], tasks=["grounding"])[:12]:
-        clip = data.read_sample(sample, data.VideoSettings(min_pixels=4 * 784))
+    for sample in load_samples([str(folder / "eval.jsonl")], tasks=["grounding"])[:12]:
+        clip = read_sample(sample, data.VideoSettings(min_pixels=4 * 784))
         colour = torch.tensor(toy.COLOURS[sample["question"].split()[-1]], dtype=torch.float)
         middle = clip.frames.float().flatten(2).median(dim=2).values  # (T, 3): the square hides no more than a part
         (start, end), = sample["spans"]
@@ -48,8 +51,8 @@ def test_the_screen_has_the_colour_that_the_labels_say(folder):
 
 def test_boxes_are_where_the_square_is(folder):
     """Tracking shows the eight annotated frames; the boxes must belong to those very frames."""
-    for sample in data.load_samples([str(folder / "eval.jsonl")], tasks=["tracking"])[:8]:
-        clip = data.read_sample(sample, data.VideoSettings(min_pixels=4 * 784))
+    for sample in load_samples([str(folder / "eval.jsonl")], tasks=["tracking"])[:8]:
+        clip = read_sample(sample, data.VideoSettings(min_pixels=4 * 784))
         for frame, box in zip(clip.frames.float().mean(1), sample["boxes"]):
             ys, xs = np.nonzero(frame.numpy() > 200)
             found = [xs.min() / 56, ys.min() / 56, (xs.max() + 1) / 56, (ys.max() + 1) / 56]
@@ -85,7 +88,7 @@ def test_events_are_whole_seconds_anywhere_inside_the_clip():
 def test_warm_start_labels_are_late_and_answer_as_they_should(folder):
     """The warm start learns from `target`: it must be readable, full marks in format, and neither exact nor useless."""
     scores = []
-    for sample in data.load_samples([str(folder / "train.jsonl")], tasks=["grounding", "gqa", "qa"]):
+    for sample in load_samples([str(folder / "train.jsonl")], tasks=["grounding", "gqa", "qa"]):
         score = rewards.score(sample, sample["target"])
         assert score.parts["format"] == 1.0
         if sample["task"] != "qa":
@@ -116,7 +119,7 @@ def test_a_caption_of_one_clip_tells_no_event_of_another():
     for events in told:
         text = data.reference_caption({"events": events})
         for event in {event for other in told for event in other}:
-            assert rewards.words_judge(event, text) == (event in events)
+            assert words_judge(event, text) == (event in events)
 
 
 def test_captions_do_not_change_the_tokenizer_of_a_run_without_them(tmp_path, monkeypatch):

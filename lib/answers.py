@@ -1,0 +1,126 @@
+"""Answers on the disk: written down as they are given, and never mixed with answers given under other settings.
+
+A run that is killed goes on where it was, with another number of processes too: what is sampled depends on the question
+alone. `claim` refuses a folder whose answers were given otherwise, by the `fingerprint` of all that an answer depends on.
+How a model was asked in training is written beside its weights (`write_asked`), so that evaluation asks it in the same way.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from data import VideoSettings
+from lib import distributed
+from lib.captions import Judge, words_judge
+
+# ---- how a model is asked -------------------------------------------------------------------------------------------
+
+ASKED = "asked.json"  # in a model's folder
+PUBLISHED = {"prompt": "think", "fps": 2.0, "max_frames": 768, "total_pixels": 3584 * 784, "min_pixels": 16 * 784,
+             "max_new_tokens": 1024, "max_prompt_tokens": 16384}  # VideoChat-R1's, where a folder does not say
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How questions are put to a model, and how it answers."""
+    style: str  # of the prompt
+    max_new_tokens: int
+    max_prompt_tokens: int | None = None
+    num_samples: int = 1  # completions of each question
+    temperature: float = 0.0  # 0 is greedy
+    mix: str = "sum"  # of the reward's parts
+    seed: int = 0
+    batch: int = 32  # questions answered together, on each rank
+    judge: Judge = words_judge  # which events does a caption tell?
+
+
+def read_asked(model: str) -> dict:
+    """How the model was asked in training: at another resolution, or with another prompt, it is another model."""
+    file = Path(model) / ASKED
+    return PUBLISHED | (json.loads(file.read_text()) if file.exists() else {})
+
+
+def write_asked(folder: Path, settings: dict) -> None:
+    """Beside the weights, what `read_asked` finds there later."""
+    (folder / ASKED).write_text(json.dumps({name: settings[name] for name in PUBLISHED}, indent=1) + "\n")
+
+
+# ---- answers that survive a kill ------------------------------------------------------------------------------------
+
+SETTINGS = "settings.json"  # in a folder of answers: what decides them
+
+
+def append_lines(file: Path, lines: list[dict]) -> None:
+    """The line break comes first: what a kill has torn before stays a line of its own, which does not parse."""
+    with open(file, "a", encoding="utf-8") as out:
+        out.writelines("\n" + json.dumps(line) for line in lines)
+
+
+def read_partial(world: distributed.World, folder: Path, samples: list[dict]) -> dict[str, dict]:
+    """The answers that all ranks of earlier runs have written down, by id; the same on every rank.
+
+    Rank 0 reads for all: a rank that looked a moment later would find more answers, and share out differently.
+    """
+    found: dict[str, dict] = {}
+    if world.is_first:
+        wanted = {sample["id"] for sample in samples}
+        for file in sorted(folder.glob("rank*.jsonl")):
+            for line in file.read_bytes().split(b"\n"):
+                try:
+                    prediction = json.loads(line)
+                except ValueError:  # blank, or torn: no beginning of an object is an object
+                    continue
+                if prediction["id"] in wanted:
+                    found[prediction["id"]] = prediction
+    found = {prediction["id"]: prediction for prediction in distributed.gather(world, list(found.values()))}
+    folder.mkdir(parents=True, exist_ok=True)
+    return found
+
+
+def write_lines(file: Path, lines: list[dict]) -> None:
+    """All lines or no file: what exists under its final name is complete."""
+    unfinished = file.with_name(file.name + ".unfinished")
+    with open(unfinished, "w", encoding="utf-8") as out:
+        out.writelines(json.dumps(line) + "\n" for line in lines)
+    unfinished.rename(file)
+
+
+# ---- answers of one kind ---------------------------------------------------------------------------------------------
+
+
+def fingerprint(model: str, judge: str, sampling: SamplingSettings, settings: VideoSettings, samples: list[dict]) -> dict:
+    """All that an answer depends on, by the names of the flags. Neither the batch nor the number of processes is
+    among it. `model` and `judge` are names."""
+    digest = hashlib.sha256(json.dumps(samples, sort_keys=True).encode()).hexdigest()
+    model = str(Path(model)) if Path(model).exists() else model  # "final" and "final/" are one model
+    return {"model": model, "weights": weights_of(model), "prompt": sampling.style, "reward": sampling.mix, "judge": judge,
+            "num_samples": sampling.num_samples, "temperature": sampling.temperature, "seed": sampling.seed,
+            "max_new_tokens": sampling.max_new_tokens, "max_prompt_tokens": sampling.max_prompt_tokens,
+            "fps": settings.target_fps, "max_frames": settings.max_frames, "total_pixels": settings.total_pixels,
+            "min_pixels": settings.min_pixels, "samples": f"{len(samples)} with sha256 {digest}"}
+
+
+def weights_of(model: str) -> str:
+    """When a model folder's weights were written: another training may have come to the same name. "" on the hub."""
+    times = [file.stat().st_mtime for file in Path(model).glob("*.safetensors")]
+    return datetime.fromtimestamp(max(times)).isoformat(" ") if times else ""
+
+
+def claim(world: distributed.World, folder: Path, settings: dict) -> None:
+    """Make `folder` one of answers given under `settings`. ValueError where it is one of others."""
+    file = folder / SETTINGS
+    known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+    distributed.wait_for_all(world)  # nobody writes before everybody has looked
+    for name, value in settings.items() if known is not None else ():
+        if name not in known or known[name] != value:
+            raise ValueError(f"{folder} holds answers with {name} {known.get(name)!r}, not {value!r}: go back to that, "
+                             "name another folder, or delete what is in this one (eval.py does it with --overwrite)")
+    if known is None and world.is_first:
+        folder.mkdir(parents=True, exist_ok=True)
+        unfinished = file.with_name(SETTINGS + ".unfinished")
+        unfinished.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+        os.replace(unfinished, file)
+    distributed.wait_for_all(world)

@@ -1,0 +1,96 @@
+"""One question about one video, without a truth to compare with: `python eval.py --video`.
+
+What is printed is the completion, and what the parser of the rewards reads in it.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+import rewards
+from data import Prompt, VideoSettings, prepare
+from grpo import completion_mask, encode_videos
+from lib.answers import SamplingSettings
+from lib.distributed import World
+from lib.loader import VideoLoader
+from lib.questions import sampling_seed, with_style
+from lib.tables import WHY_UNREADABLE
+from model import VideoLM
+
+
+def question_of(args: argparse.Namespace) -> dict:
+    """The flags as a sample. It has no truth, so it can be asked and read but not scored."""
+    sample = {"id": Path(args.video).name, "task": args.task, "question": args.question,
+              "video": str(Path(args.video).absolute())}
+    if args.options is not None:
+        sample["options"] = args.options
+    if args.box is not None:
+        sample["boxes"] = [args.box] * 8  # the prompt shows the first
+    return sample
+
+
+def answer_one(args: argparse.Namespace, world: World, settings: VideoSettings, sampling: SamplingSettings) -> None:
+    """Print the completions of one question and what the parser reads in them."""
+    (sample,) = with_style([question_of(args)], args.prompt)
+    with VideoLoader(settings, num_workers=min(args.num_workers, 1), deadline=args.decode_seconds) as loader:
+        clip = loader.load(sample)  # first: a video that cannot be read is known before a large model is loaded
+    model = VideoLM.load(args.model, world.device)
+    prompt = prepare(sample, clip, model.tokenizer, args.prompt, max_prompt_tokens=args.max_prompt_tokens,
+                     tokens_per_second=model.tokens_per_second, device=model.device)
+    for text, ended in complete(model, prompt, sampling):
+        print(text)
+        if not ended:
+            print(f"(cut at --max_new_tokens {args.max_new_tokens})")
+        print(f"\nread as: {what_is_read(sample, text, clip.seconds.tolist())}\n")
+
+
+def complete(model, prompt: Prompt, sampling: SamplingSettings) -> list[tuple[str, bool]]:
+    """K completions of one prompt, each with whether it came to its end: `grpo.rollout` without the scores."""
+    with torch.no_grad():
+        (video,) = encode_videos(model, [prompt])
+        [(tokens, _)] = model.generate(
+            [model.embed(prompt.ids, video)], [prompt.positions], group_size=sampling.num_samples,
+            max_new_tokens=sampling.max_new_tokens, temperature=sampling.temperature,
+            seeds=[sampling_seed(sampling.seed, -1, prompt.sample["id"])])  # tokens (K, C)
+    mask = completion_mask(tokens, model.eos_ids)
+    ended = torch.isin(tokens, torch.tensor(model.eos_ids, device=tokens.device)).any(dim=1).tolist()
+    return [(model.tokenizer.decode(row[keep], skip_special_tokens=True), end)
+            for row, keep, end in zip(tokens, mask, ended)]
+
+
+def what_is_read(sample: dict, completion: str, seconds: list[float] = ()) -> str:
+    """What the parser of the rewards reads in a completion, in words; or why it can read nothing.
+
+    `seconds`: of the frames that a tracking sample shows.
+
+    >>> what_is_read({"task": "grounding"}, "<think>It is lifted.</think> <answer>3 to 6</answer>")
+    '3.00 s to 6.00 s'
+    >>> what_is_read({"task": "qa", "options": ["a dog", "a cat"]}, "<answer>The cat</answer>")
+    'nothing: the answer names none of the letters offered'
+    """
+    task, options = sample["task"], sample.get("options", [])
+    parse = {"grounding": rewards.parse_interval, "tracking": rewards.parse_boxes,
+             "qa": lambda text: rewards.parse_letter(text, options),
+             "gqa": lambda text: rewards.parse_letter(text, options)}.get(task, rewards.parse_label)
+    answer, reason = rewards.read(completion, "answer", parse)
+    if answer is None:
+        said = f"nothing: {WHY_UNREADABLE[reason]}"
+    elif task == "grounding":
+        said = windows_in_words([answer])
+    elif task == "tracking":
+        said = "\n".join(f"{t:6.2f} s  {box}" for t, box in zip(seconds, answer))
+    elif task in ("qa", "gqa"):
+        said = f"({answer}) {options[ord(answer) - ord('A')]}"
+    elif task == "classification" and answer not in [option.strip().lower() for option in options]:
+        said = f"{answer!r}, which is none of the options"
+    else:
+        said = rewards.last_block(completion, "answer")[0].strip()
+    if task == "gqa":
+        windows, reason = rewards.read(completion, "glue", rewards.parse_windows)
+        said += ", seen in " + (f"nothing: {WHY_UNREADABLE[reason]}" if windows is None else windows_in_words(windows))
+    return said
+
+
+def windows_in_words(windows: list[tuple[float, float]]) -> str:
+    return " and ".join(f"{start:.2f} s to {end:.2f} s" for start, end in windows) or "no part of the video"
