@@ -28,9 +28,9 @@ from tqdm import tqdm
 import rewards
 from data import Clip, PromptTooLong, reference_caption
 from grpo import rollout
-from lib import distributed
 from lib.answers import SamplingSettings, append_lines, read_partial
 from lib.captions import Judge, split_sentences, told, words_judge
+from lib.distributed import World
 from lib.questions import load_prompts, sampling_seed
 from lib.readers import VideoError
 from lib.tables import METRICS
@@ -38,13 +38,13 @@ from lib.tables import METRICS
 # ---- the answers of a model ------------------------------------------------------------------------------------------
 
 
-def answer_all(model, loader, samples: list[dict], world: distributed.World, sampling: SamplingSettings, title: str,
+def answer_all(model, loader, samples: list[dict], world: World, sampling: SamplingSettings, score: Callable, title: str,
                partial: Path | None = None, change: Callable[[dict, Clip], Clip] | None = None) -> list[dict]:
     """Completions of every sample, on all ranks together; each sample is answered by exactly one rank.
 
     Returns, on every rank and in the order of `samples`, one dict a sample: id, task, completions, rewards, parts and
     reasons, each a list of `num_samples`. A sample whose video cannot be read, or whose prompt is too long, has empty
-    completions of reward 0 and says so under `problem`.
+    completions of reward 0 and says so under `problem`. score: (sample, completion) -> rewards.Score.
 
     partial: a folder where every rank writes its answers down as they come. What lies there is not asked again; the
     caller removes it when the result is safe. change: what is done to a clip before the model sees it (probes).
@@ -54,27 +54,28 @@ def answer_all(model, loader, samples: list[dict], world: distributed.World, sam
     answered: list[dict] = []
     bar = tqdm(total=len(samples), initial=len(done), desc=title, unit="q", disable=not world.is_first, leave=False)
     for start in range(0, len(mine), sampling.batch):
+        world.phase(f"{title}: from question {start}")
         for sample in mine[start:start + 2 * sampling.batch]:  # this batch, and the next while this one is answered
             loader.submit(sample)
-        batch = answer_batch(model, loader, mine[start:start + sampling.batch], sampling, change)
+        batch = answer_batch(model, loader, mine[start:start + sampling.batch], sampling, score, change)
         if partial:
             append_lines(partial / f"rank{world.rank}.jsonl", batch)
         answered += batch
         bar.update(min(len(samples) - bar.n, sampling.batch * world.size))
     bar.close()
-    done |= {prediction["id"]: prediction for prediction in distributed.gather(world, answered)}
+    done |= {prediction["id"]: prediction for prediction in world.all_gather(answered)}
     return [done[sample["id"]] for sample in samples]
 
 
-def answer_batch(model, loader, samples: list[dict], sampling: SamplingSettings,
+def answer_batch(model, loader, samples: list[dict], sampling: SamplingSettings, score: Callable,
                  change: Callable[[dict, Clip], Clip] | None = None) -> list[dict]:
     prompts, problems = load_prompts(model, loader, samples, sampling.style, sampling.max_prompt_tokens, change,
                                      forgive=(VideoError, PromptTooLong))
     askable = [prompt for prompt in prompts if prompt is not None]
     # -1: no step of training draws this noise
     seeds = [sampling_seed(sampling.seed, -1, prompt.sample["id"]) for prompt in askable]
-    groups = iter(rollout(model, askable, group_size=sampling.num_samples, max_new_tokens=sampling.max_new_tokens,
-                          temperature=sampling.temperature, seeds=seeds, mix=sampling.mix, judge=sampling.judge))
+    groups = iter(rollout(model, askable, score, group_size=sampling.num_samples, temperature=sampling.temperature,
+                          max_new_tokens=sampling.max_new_tokens, seeds=seeds))
     predictions = []
     for sample, prompt in zip(samples, prompts):
         line = {"id": sample["id"], "task": sample["task"]}
@@ -82,7 +83,7 @@ def answer_batch(model, loader, samples: list[dict], sampling: SamplingSettings,
             problem, K = problems[sample["id"]], sampling.num_samples
             reason = "prompt_too_long" if isinstance(problem, PromptTooLong) else "unreadable_video"
             line |= {"completions": [""] * K, "rewards": [0.0] * K, "reasons": [reason] * K, "problem": str(problem),
-                     "parts": [rewards.score(sample, "", sampling.mix, sampling.judge).parts] * K}
+                     "parts": [score(sample, "").parts] * K}
         else:
             group = next(groups)
             line |= {"completions": group.texts, "rewards": [score.total for score in group.scores],
@@ -231,6 +232,23 @@ def values_of(samples: list[dict], predictions: list[dict],
         rounds = [sample_metrics(sample, completion, judge) for completion in prediction["completions"]]
         values.append({name: sum(r[name] for r in rounds) / len(rounds) for name in rounds[0]})
     return values
+
+
+def evaluate(model, loader, samples: list[dict], world: World, sampling: SamplingSettings, score: Callable,
+             title: str) -> tuple[dict[str, float], list[dict]]:
+    """Ask, then measure the first completion of each sample: (metrics, answers as `answer_all` gives them).
+
+    `score` is `rewards.score` with its `mix` and `judge` filled in; captions are measured by the same judge."""
+    predictions = answer_all(model, loader, samples, world, sampling, score, title)
+    completions = [prediction["completions"][0] for prediction in predictions]
+    return compute_metrics(samples, completions, getattr(score, "keywords", {}).get("judge", words_judge)), predictions
+
+
+def score_of(metrics: dict) -> float:
+    """One number to tell the best model by: the mean of each task's first metric."""
+    names = [name for name in reversed(METRICS) if "/" in name and metrics.get(name) is not None]
+    first = {name.split("/")[0]: metrics[name] for name in names}
+    return sum(first.values()) / max(len(first), 1)
 
 
 # ---- answers that never look at the video ---------------------------------------------------------------------------

@@ -7,14 +7,13 @@ How a model was asked in training is written beside its weights (`write_asked`),
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from data import VideoSettings
-from lib import distributed
-from lib.captions import Judge, words_judge
+from lib.distributed import World
+from lib.files import write_whole
 
 # ---- how a model is asked -------------------------------------------------------------------------------------------
 
@@ -34,7 +33,6 @@ class SamplingSettings:
     mix: str = "sum"  # of the reward's parts
     seed: int = 0
     batch: int = 32  # questions answered together, on each rank
-    judge: Judge = words_judge  # which events does a caption tell?
 
 
 def read_asked(model: str) -> dict:
@@ -59,7 +57,7 @@ def append_lines(file: Path, lines: list[dict]) -> None:
         out.writelines("\n" + json.dumps(line) for line in lines)
 
 
-def read_partial(world: distributed.World, folder: Path, samples: list[dict]) -> dict[str, dict]:
+def read_partial(world: World, folder: Path, samples: list[dict]) -> dict[str, dict]:
     """The answers that all ranks of earlier runs have written down, by id; the same on every rank.
 
     Rank 0 reads for all: a rank that looked a moment later would find more answers, and share out differently.
@@ -75,17 +73,15 @@ def read_partial(world: distributed.World, folder: Path, samples: list[dict]) ->
                     continue
                 if prediction["id"] in wanted:
                     found[prediction["id"]] = prediction
-    found = {prediction["id"]: prediction for prediction in distributed.gather(world, list(found.values()))}
+    found = {prediction["id"]: prediction for prediction in world.all_gather(list(found.values()))}
     folder.mkdir(parents=True, exist_ok=True)
     return found
 
 
 def write_lines(file: Path, lines: list[dict]) -> None:
-    """All lines or no file: what exists under its final name is complete."""
-    unfinished = file.with_name(file.name + ".unfinished")
-    with open(unfinished, "w", encoding="utf-8") as out:
-        out.writelines(json.dumps(line) + "\n" for line in lines)
-    unfinished.rename(file)
+    """All lines or no file."""
+    with write_whole(file) as partial:
+        partial.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
 # ---- answers of one kind ---------------------------------------------------------------------------------------------
@@ -109,18 +105,16 @@ def weights_of(model: str) -> str:
     return datetime.fromtimestamp(max(times)).isoformat(" ") if times else ""
 
 
-def claim(world: distributed.World, folder: Path, settings: dict) -> None:
+def claim(world: World, folder: Path, settings: dict) -> None:
     """Make `folder` one of answers given under `settings`. ValueError where it is one of others."""
     file = folder / SETTINGS
     known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
-    distributed.wait_for_all(world)  # nobody writes before everybody has looked
+    world.sync()  # nobody writes before everybody has looked
     for name, value in settings.items() if known is not None else ():
         if name not in known or known[name] != value:
             raise ValueError(f"{folder} holds answers with {name} {known.get(name)!r}, not {value!r}: go back to that, "
                              "name another folder, or delete what is in this one (eval.py does it with --overwrite)")
     if known is None and world.is_first:
-        folder.mkdir(parents=True, exist_ok=True)
-        unfinished = file.with_name(SETTINGS + ".unfinished")
-        unfinished.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-        os.replace(unfinished, file)
-    distributed.wait_for_all(world)
+        with write_whole(file) as partial:
+            partial.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+    world.sync()

@@ -25,6 +25,10 @@ from pathlib import Path
 
 import numpy as np
 
+from data import STYLES, build_prompt, target_text
+from lib.distributed import World
+from lib.samples import load_samples
+
 COLOURS = {"red": (230, 40, 40), "green": (40, 190, 60), "blue": (50, 70, 230), "yellow": (235, 215, 40)}
 SIZE, FPS = 56, 8  # 56 x 56 pixels are 2 x 2 tokens for every second
 DURATION, EVENT_LENGTHS = 10, (2, 3, 4)  # seconds
@@ -237,3 +241,27 @@ def write_model(folder: Path, texts: list[str], seed: int) -> None:
     tokenizer.save_pretrained(folder)
     # last: the folder is complete when this file is there
     (Path(folder) / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR, indent=2))
+
+
+def prepare(config, world: World) -> tuple[str, list[str], list[str]]:
+    """Synthetic clips and a tiny random model for train.py's Config, written as files like any others:
+    (model, train_data, eval_data)."""
+    world.phase("write the synthetic task")
+    folder = Path("toy") / f"seed{config.seed}-{config.toy_train}-{config.toy_eval}"
+    model = Path(config.out) / "initial"
+    if world.is_first:
+        write_dataset(folder, config.toy_train, config.toy_eval, config.seed)
+        if not (model / "preprocessor_config.json").exists():
+            write_model(model, texts_of(folder, config.tasks, config.prompt), config.seed)
+    world.sync()
+    return str(model), [str(folder / "train.jsonl")], [str(folder / "eval.jsonl")]
+
+
+def texts_of(folder: Path, tasks: list[str], style: str) -> list[str]:
+    """What the tokenizer learns from: prompts of all styles, and the targets of the one that is trained."""
+    samples = [sample for name in ("train", "eval") for sample in load_samples([str(folder / f"{name}.jsonl")])]
+    # A run without captions keeps the tokenizer that it had before there were any.
+    samples = [sample for sample in samples if sample["task"] != "captioning" or "captioning" in tasks]
+    texts = [part["text"] for sample in samples for each in STYLES for message in build_prompt(sample, each)
+             for part in (message["content"] if message["role"] == "user" else []) if "text" in part]
+    return texts + [target_text(sample, style) for sample in samples]

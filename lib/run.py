@@ -1,0 +1,352 @@
+"""The folder of a training run: its settings, logs, checkpoints and models, and what is written down of each step.
+
+    config.json  metrics.jsonl  completions.jsonl  state.json  summary.json  checkpoint-*/  warm_start/  best/  final/
+
+A run that was interrupted goes on from its newest checkpoint; what the logs hold behind it is written again.
+"""
+
+import json
+import math
+import shutil
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from lib import checkpoints, memory
+from lib.answers import write_asked
+from lib.distributed import World
+from lib.files import write_whole
+from lib.questions import Questions
+from rewards import CONTINUOUS, DISCRETE
+
+PARTS = (*CONTINUOUS, *DISCRETE, "format")  # of the reward, as the log shows them
+PHASES = ("sft", "grpo")  # in this order
+KEEP_CHECKPOINTS = 2
+BAD_STEPS = 5  # so many steps in a row without a finite gradient end a run
+
+
+@dataclass
+class Begun:
+    """A step that has begun, and what stands behind the steps before it."""
+
+    phase: str
+    step: int
+    model: object  # model.VideoLM
+    optimizer: torch.optim.AdamW
+    questions: Questions
+    cursor: int
+    updates: int  # how often the optimiser had stepped
+
+
+class Run:
+    """What every stage needs: the settings, the world, the video loader, and the folder `--out` with its logs,
+    checkpoints and the results of the stages that are done."""
+
+    def __init__(self, config, world: World, loader):
+        self.config, self.world, self.loader, self.out = config, world, loader, Path(config.out)
+        self.begun: Begun | None = None
+        self.bad_steps = 0
+        self.checkpoint = checkpoints.newest_checkpoint(self.out) if config.resume else None
+        state = self.out / "state.json"
+        if (self.out / "config.json").exists() and not (config.resume or config.overwrite):
+            raise SystemExit(f"{self.out} holds a run already: --resume goes on with it, --overwrite deletes it, "
+                             "--out names another folder")
+        world.sync()  # nobody deletes or writes before everybody has looked
+        if config.overwrite and not config.resume and world.is_first and (self.out / "config.json").exists():
+            shutil.rmtree(self.out)  # only ever a folder that a run has written
+        world.sync()
+        self.results: dict = json.loads(state.read_text()) if config.resume and state.exists() else {}
+        self.seconds: dict = self.results.setdefault("seconds", {})
+        if world.is_first:
+            write_json(self.out / "config.json", asdict(config))
+            for name in ("metrics.jsonl", "completions.jsonl"):
+                cut_log(self.out / name, self.position() if config.resume else None)
+        world.sync()
+
+    # --- stages and steps ---
+
+    def stage(self, name: str, work: Callable[[], dict | None]) -> dict | None:
+        """Do a stage unless an earlier part of this run has done it; remember its result and seconds."""
+        if name not in self.results:
+            self.world.phase(name)
+            start = time.time()
+            result = work()
+            self.seconds[name] = round(time.time() - start, 2)
+            self.results[name] = result
+            self.save_state()
+        return self.results[name]
+
+    def steps(self, phase: str, total: int, model, optimizer: torch.optim.AdamW, questions: Questions) -> Iterator[int]:
+        """The 0-based steps of a phase that are still to do: from the newest checkpoint on, with a bar, a clock of its own
+        for each step (`self.clock`), and a checkpoint every `save_every` steps."""
+        first = self.restore(phase, model, optimizer, questions)
+        if first < total and phase == "grpo":  # a finished run that is given more steps: its end is no longer the end
+            self.results.pop("after", None)
+        self.bar = tqdm(total=total, initial=first, desc=phase.upper(), unit="step", disable=not self.world.is_first)
+        for step in range(first, total):
+            self.begun = Begun(phase, step, model, optimizer, questions, questions.cursor, number_of_updates(optimizer))
+            self.clock = Clock(self.world, f"{phase} step {step + 1}")
+            yield step
+            self.bar.update()
+            if (step + 1) % self.config.save_every == 0 or step + 1 == total:
+                self.save(phase, step + 1, model, optimizer, questions.cursor)
+        self.bar.close()
+
+    # --- logs ---
+
+    def log(self, line: dict, completions: list[dict] = ()) -> None:
+        """One line of metrics.jsonl, and of completions.jsonl one for each completion."""
+        if self.world.is_first:
+            append_lines(self.out / "metrics.jsonl", [line])
+            append_lines(self.out / "completions.jsonl", completions)
+
+    def log_sft(self, step: int, batch, tokens: float, stats: Counter, grad_norm: float, lr: float) -> None:
+        self.clock.stop()
+        self.seconds["sft"] = round(self.seconds.get("sft", 0.0) + sum(self.clock.seconds.values()), 4)
+        nll, unreadable = self.world.all_reduce_sum(stats["nll_sum"], batch.unreadable)
+        line = {"phase": "sft", "step": step + 1, "loss": nll / max(tokens, 1), "tokens": int(tokens),
+                "unreadable": int(unreadable), "wait_share": self.clock.share("wait"), "grad_norm": finite(grad_norm), "lr": lr}
+        self.log(line)
+        self.bar.set_postfix_str(f"loss {line['loss']:.3f} waiting for videos {line['wait_share']:.0%}")
+        self.check_gradient(line, [prompt.sample["id"] for prompt in batch.prompts])
+
+    def log_grpo(self, step: int, total: int, sampled, stats: Counter, grad_norm: float, lr: float,
+                 evaluation: dict | None = None) -> None:
+        """metrics.jsonl, completions.jsonl, a line on the screen. Stops a run without finite gradients."""
+        clock, world = self.clock, self.world
+        clock.stop()
+        self.seconds["grpo"] = round(self.seconds.get("grpo", 0.0) + sum(clock.seconds.values()), 4)
+        line = {"phase": "grpo", "step": step + 1, **describe(world, sampled), **means_of_sums(world, stats),
+                **logp_gaps(world, sampled.groups), "grad_norm": finite(grad_norm), "lr": lr,
+                "seconds": clock.rounded(), "wait_share": clock.share("wait")}
+        line["sampled_per_second"] = round(line["sampled"] / max(clock.seconds["sample"], 1e-9), 1)
+        if evaluation is not None:
+            line["evaluation"] = evaluation
+        groups = sampled.groups + sampled.replaced
+        records = world.all_gather([records_of(group, step + 1) for group in groups])
+        self.log(line, [record for group in records for record in group])
+        if world.is_first:
+            tqdm.write(log_line(line, total))
+            warn_of_gap(line, world.device)
+        self.check_gradient(line, [group.prompt.sample["id"] for group in groups])
+
+    def check_gradient(self, line: dict, ids: list[str]) -> None:
+        """A step without a finite gradient is skipped (by `optimizer_step`); five in a row are not bad luck."""
+        self.bad_steps = 0 if line["grad_norm"] is not None else self.bad_steps + 1
+        if self.bad_steps == BAD_STEPS:
+            raise SystemExit(f"{line['phase']} step {line['step']}: {BAD_STEPS} steps in a row without a finite gradient; "
+                             f"last questions: {ids}")
+
+    # --- what a resumed run needs ---
+
+    def position(self) -> tuple[str, int]:
+        """Phase and step that the newest checkpoint stands behind."""
+        if self.checkpoint is None:
+            return "", 0
+        _, _, phase, step = self.checkpoint.name.split("-")
+        return phase, int(step)
+
+    def save_state(self) -> None:
+        if self.world.is_first:
+            write_json(self.out / "state.json", self.results)
+
+    def save(self, phase: str, step: int, model, optimizer: torch.optim.AdamW, cursor: int, alone: bool = False) -> None:
+        """All that a resumed run needs. Frozen weights are those that the run was started from, so they are not saved
+        again. On all ranks, or by one of them `alone`."""
+        self.world.phase(f"{phase} step {step}: save")
+        state = checkpoints.training_state(model, optimizer, cursor=cursor, seconds=self.seconds.get(phase, 0.0))
+        checkpoints.save_checkpoint(self.world, self.out / checkpoint_name(phase, step), state, alone)
+        if self.world.is_first:
+            for old in sorted(self.out.glob("checkpoint-*"))[:-KEEP_CHECKPOINTS]:
+                shutil.rmtree(old)
+
+    def restore(self, phase: str, model, optimizer: torch.optim.AdamW, questions: Questions) -> int:
+        """Load the newest checkpoint if it is of this phase; returns the number of steps that are done."""
+        if self.position()[0] != phase:
+            return 0
+        numbers = checkpoints.load_checkpoint(self.checkpoint, model, optimizer, cursor=0, seconds=0.0)
+        self.seconds[phase] = numbers["seconds"]
+        questions.skip(int(numbers["cursor"]))
+        return self.position()[1]
+
+    def save_begun(self) -> str:
+        """Save the state behind the steps before the one that has begun, if it is still there; says in a sentence what
+        --resume goes on from."""
+        begun, newest = self.begun, checkpoints.newest_checkpoint(self.out)
+        from_newest = f"--resume goes on from {newest.name}" if newest else "nothing had been saved yet"
+        if begun is None or begun.step == 0:
+            return from_newest
+        if (self.out / checkpoint_name(begun.phase, begun.step)).exists():
+            return f"the state behind step {begun.step} is saved: --resume goes on from there"
+        if number_of_updates(begun.optimizer) != begun.updates or (self.world.size > 1 and begun.model.sharding):
+            # a policy between two updates on the same completions, or one of which this process has a part
+            return from_newest
+        begun.optimizer.zero_grad(set_to_none=True)
+        self.save(begun.phase, begun.step, begun.model, begun.optimizer, begun.cursor, alone=self.world.size > 1)
+        return f"the state behind step {begun.step} has been saved: --resume goes on from there"
+
+    def end_out_of_memory(self, error: torch.OutOfMemoryError) -> str:
+        """Save what there is, and say what happened."""
+        where = f" in {self.begun.phase} step {self.begun.step + 1}" if self.begun else ""
+        text = memory.message(error, self.world.device, where)
+        traceback.clear_frames(error.__traceback__)  # they hold the activations, and saving needs room too
+        return text + "\n" + self.save_begun()
+
+    def save_model(self, model, name: str) -> None:
+        """A Hugging Face folder of the run, with a note of how the model was asked; eval.py asks it in the same way."""
+        self.world.phase(f"save {name}")
+        weights = model.full_weights()  # on all ranks
+        if self.world.is_first:
+            with write_whole(self.out / name) as folder:  # a kill in the middle must not cost the best model so far
+                model.save(folder, weights)
+                write_asked(folder, asdict(self.config))
+        self.world.sync()
+
+
+def checkpoint_name(phase: str, step: int) -> str:
+    """Names sort in the order of time."""
+    return f"checkpoint-{PHASES.index(phase)}-{phase}-{step:06d}"
+
+
+def number_of_updates(optimizer: torch.optim.AdamW) -> int:
+    """How often AdamW has stepped: as it counts for the first parameter that has had a gradient."""
+    return next((int(state["step"]) for state in optimizer.state.values() if "step" in state), 0)
+
+
+def write_json(file: Path, value: dict) -> None:
+    with write_whole(file) as partial:
+        partial.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
+def append_lines(file: Path, lines: list[dict]) -> None:
+    with open(file, "a", encoding="utf-8") as out:
+        out.writelines(json.dumps(line) + "\n" for line in lines)
+
+
+def cut_log(file: Path, position: tuple[str, int] | None) -> None:
+    """Drop the lines behind a checkpoint: the resumed run writes them again."""
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if position and file.exists() else []
+    order = {"": -1} | {phase: i for i, phase in enumerate(PHASES)}
+    keep = []
+    for line in lines:
+        if line.endswith("\n"):  # else the kill came while it was written
+            record = json.loads(line)
+            if (order[record["phase"]], record["step"]) <= (order[position[0]], position[1]):
+                keep.append(line)
+    with write_whole(file) as partial:
+        partial.write_text("".join(keep), encoding="utf-8")
+
+
+# --- what is written down of a step -----------------------------------------------------------------------------------
+
+
+class Clock:
+    """Seconds of a step by phase: `clock("sample")` says that what follows until the next call is sampling."""
+
+    def __init__(self, world: World, title: str):
+        self.world, self.title = world, title
+        self.seconds: Counter = Counter()
+        self.phase, self.since = None, time.time()
+        world.phase(title)
+
+    def __call__(self, phase: str | None) -> None:
+        if self.world.device.type == "cuda":
+            torch.cuda.synchronize()  # a GPU works on when Python has gone on: its time would land in the next phase
+        now = time.time()
+        if self.phase:
+            self.seconds[self.phase] += now - self.since
+        if phase:
+            self.world.phase(f"{self.title}: {phase}")
+        self.phase, self.since = phase, now
+
+    def stop(self) -> None:
+        self(None)
+
+    def share(self, phase: str) -> float:
+        """Of all that was measured."""
+        return round(self.seconds[phase] / max(sum(self.seconds.values()), 1e-9), 4)
+
+    def rounded(self) -> dict[str, float]:
+        return {name: round(value, 4) for name, value in self.seconds.items()}
+
+
+def finite(number: float) -> float | None:
+    """JSON has no nan."""
+    return number if math.isfinite(number) else None
+
+
+def describe(world: World, sampled) -> dict:
+    """Means over the completions of all ranks: the reward, each part over the tasks that have it, length, truncation."""
+    sums: Counter = Counter()
+    for group in sampled.groups + sampled.replaced:
+        for score, reason in zip(group.scores, group.reasons):
+            sums["reward"] += score.total
+            sums["truncated"] += reason == "truncated"
+            for name, value in score.parts.items():
+                sums[name] += value
+                sums[f"n/{name}"] += 1
+        sums["completions"] += len(group.texts)
+        sums["tokens"] += group.num_tokens
+    sums |= {"groups": len(sampled.groups), "dead_groups": sum(not group.is_live for group in sampled.groups),
+             "unreadable": sampled.unreadable}
+    names = ["reward", "truncated", "completions", "tokens", "groups", "dead_groups", "unreadable"]
+    names += [name for part in PARTS for name in (part, f"n/{part}")]
+    sums = dict(zip(names, world.all_reduce_sum(*(float(sums[name]) for name in names))))
+    completions = max(sums["completions"], 1)
+    return {"reward": sums["reward"] / completions,
+            **{part: sums[part] / sums[f"n/{part}"] for part in PARTS if sums[f"n/{part}"]},
+            "length": sums["tokens"] / completions, "sampled": int(sums["tokens"]), "truncated": int(sums["truncated"]),
+            "groups": int(sums["groups"]), "dead_groups": int(sums["dead_groups"]), "unreadable": int(sums["unreadable"]),
+            "resampled": sampled.resampled}
+
+
+def means_of_sums(world: World, stats: Counter) -> dict[str, float]:
+    """What `grpo.accumulate_gradients` adds up over this rank's tokens, as means over all ranks' tokens."""
+    names = ["loss", "tokens", "kl_sum", "ratio_sum", "clipped_tokens", "entropy_sum", "has_entropy"]
+    stats = {**stats, "has_entropy": "entropy_sum" in stats}
+    sums = dict(zip(names, world.all_reduce_sum(*(float(stats.get(name, 0)) for name in names))))
+    tokens = max(sums["tokens"], 1)
+    entropy = {"entropy": sums["entropy_sum"] / tokens} if sums["has_entropy"] else {}
+    return {"loss": sums["loss"], "kl": sums["kl_sum"] / tokens, "clip_fraction": sums["clipped_tokens"] / tokens,
+            "ratio": sums["ratio_sum"] / tokens, **entropy}
+
+
+def logp_gaps(world: World, groups: list) -> dict[str, float]:
+    """How far log-probabilities when scored, before any update, are from those when sampled: both mean the same policy."""
+    total, count, largest = 0.0, 0, 0.0
+    for group in groups:
+        if group.old_logps is not None:  # a group without spread was not scored
+            gap = torch.where(group.mask, group.old_logps - group.sampled_logps, 0.0).abs()  # (G, C)
+            total, count, largest = total + float(gap.sum()), count + group.num_tokens, max(largest, float(gap.max()))
+    total, count = world.all_reduce_sum(total, count)
+    return {"logp_gap_mean": total / max(count, 1), "logp_gap_max": world.all_reduce_max(largest)[0]}
+
+
+def records_of(group, step: int) -> list[dict]:
+    """Lines of completions.jsonl: what was said, what it was worth, and how it compared to its siblings."""
+    return [{"phase": "grpo", "step": step, "id": group.prompt.sample["id"], "completion": text, "reward": score.total,
+             "parts": score.parts, "reason": reason, "advantage": round(float(advantage), 6)}
+            for text, score, reason, advantage in zip(group.texts, group.scores, group.reasons, group.advantages)]
+
+
+def log_line(line: dict, steps: int) -> str:
+    parts = " ".join(f"{n} {line[n]:.3f}" for n in PARTS if n in line)
+    spent = " ".join(f"{name} {value:.2f}" for name, value in line["seconds"].items())
+    return (f"step {line['step']}/{steps} reward {line['reward']:.3f} {parts} kl {line['kl']:.3f} "
+            f"dead {line['dead_groups']}/{line['groups']} truncated {line['truncated']} length {line['length']:.1f} "
+            f"grad {line['grad_norm'] or math.nan:.2f} gap {line['logp_gap_max']:.0e} | {spent} s, "
+            f"waiting for videos {line['wait_share']:.0%}, {line['sampled_per_second']:.0f} tokens/s sampled")
+
+
+def warn_of_gap(line: dict, device: torch.device) -> None:
+    """Sampling and scoring must mean the same policy. In bfloat16 single tokens differ by rounding; the mean does not."""
+    limit = 0.05 if device.type == "cuda" else 1e-4
+    if line["logp_gap_mean"] > limit:
+        tqdm.write(f"warning: log-probabilities when sampled and when scored differ by {line['logp_gap_mean']:.1e} on "
+                   f"average, more than {limit:g}: a position, mask or temperature is not the same in both")
