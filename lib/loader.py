@@ -185,12 +185,13 @@ class DecodePool:
         self.threads = ThreadPoolExecutor(num_workers, thread_name_prefix="decode") if num_workers else None
 
     def submit(self, function: Callable, path: str, arguments: dict, finish: Callable = lambda value: value,
-               find: Callable[[], object | None] = lambda: None) -> Future:
+               find: Callable[[], object | None] = lambda: None, extra_seconds: float = 0.0) -> Future:
         """Future of what `find` finds, else of `finish(function(path, **arguments))`; `find` and `finish` are called in the
-        thread that would wait for the child. A video that cannot be read is the future's exception, a VideoError."""
+        thread that would wait for the child. A video that cannot be read is the future's exception, a VideoError.
+        `extra_seconds` are added to the deadline of a long one."""
         job = function, path, arguments
         if self.threads:
-            return self.threads.submit(self._run, job, finish, find)
+            return self.threads.submit(self._run, job, finish, find, self.deadline + extra_seconds)
         future, found = Future(), find()
         try:
             future.set_result(finish(_value_of(run_job(*job))) if found is None else found)
@@ -198,12 +199,12 @@ class DecodePool:
             future.set_exception(error)
         return future
 
-    def _run(self, job: tuple, finish: Callable, find: Callable[[], object | None]) -> object:
+    def _run(self, job: tuple, finish: Callable, find: Callable[[], object | None], deadline: float) -> object:
         if (found := find()) is not None:
             return found
         worker = self.idle.get()  # as many threads as workers: there always is one
         try:
-            return finish(_value_of(worker.ask(job, self.deadline)))
+            return finish(_value_of(worker.ask(job, deadline)))
         finally:
             self.idle.put(worker)
 
@@ -332,14 +333,14 @@ class VideoLoader:
             return _finished(None)
         key, arguments = _clip_key(sample, self.settings), video_arguments(sample, self.settings)
         if key not in self.ahead:
-            self.ahead[key] = _finished(self.cache[key]) if key in self.cache else self._read(key, arguments)
+            self.ahead[key] = _finished(self.cache[key]) if key in self.cache else self._read(key, arguments, seconds_of(sample))
         return self.ahead[key]
 
-    def _read(self, key: tuple, arguments: dict) -> Future:
+    def _read(self, key: tuple, arguments: dict, seconds: float) -> Future:
         """From the disk, where it has the clip, else from the video. Which of the two, its result does not tell."""
         video, version, _ = key
         if self.disk is None or version is None:
-            return self.pool.submit(read_arrays, video, arguments, _to_clip)
+            return self.pool.submit(read_arrays, video, arguments, _to_clip, extra_seconds=seconds)
         key = (os.path.abspath(video), *key[1:])  # runs that start in different folders share the entries
 
         def finish(arrays: tuple) -> Clip:
@@ -347,7 +348,7 @@ class VideoLoader:
             self.disk.keep(key, clip)
             return clip
 
-        return self.pool.submit(read_arrays, video, arguments, finish, functools.partial(self.disk.find, key))
+        return self.pool.submit(read_arrays, video, arguments, finish, functools.partial(self.disk.find, key), seconds)
 
     def load(self, sample: dict) -> Clip | None:
         """The sample's clip, None for a text-only sample. Raises VideoError."""
@@ -383,6 +384,11 @@ class VideoLoader:
 
     def __exit__(self, *_):
         self.close()
+
+
+def seconds_of(sample: dict) -> float:
+    """Seconds of the file, as far as the sample tells: a video may take as long to decode as to watch."""
+    return max(float(sample.get(key) or 0.0) for key in ("duration", "end"))
 
 
 def _to_clip(arrays: tuple) -> Clip:

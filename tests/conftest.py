@@ -68,6 +68,15 @@ def make_prompts(model) -> list:
 
 
 @pytest.fixture
+def gpu() -> str:
+    """The device of tests marked `gpu`. GPU_TESTS_ON=cpu runs them without one, which shows that they run, and little more."""
+    device = os.environ.get("GPU_TESTS_ON", "cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    return device
+
+
+@pytest.fixture
 def prompts(model) -> list:
     return make_prompts(model)
 

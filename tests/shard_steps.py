@@ -38,7 +38,7 @@ def make_groups(model: VideoLM, wanted: list[tuple[int, int]]) -> list:
     for which, longest in wanted:
         (group,) = rollout(model, [prompts[which]], group_size=4, max_new_tokens=longest, temperature=1.0,
                            seeds=[longest])
-        group.advantages = torch.tensor([1.0, -0.5, 0.25, -1.5])
+        group.advantages = torch.tensor([1.0, -0.5, 0.25, -1.5], device=group.tokens.device)
         groups.append(group)
     return groups
 
@@ -67,7 +67,7 @@ def weights_of(world: scale.World, model: VideoLM) -> dict[str, torch.Tensor]:
 
 def load_both(world: scale.World, folder: str, shard: bool, offload: bool = False) -> tuple:
     """Policy, reference and optimiser. A pass takes one question, so that the ranks' numbers of passes differ."""
-    models = [VideoLM.load(folder), VideoLM.load(folder)]
+    models = [VideoLM.load(folder, world.device), VideoLM.load(folder, world.device)]
     for model in models:
         model.pack_tokens = 1
         if shard:

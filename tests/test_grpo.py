@@ -1,5 +1,6 @@
 """What the GRPO mathematics must do, against plain Python in double precision that shares no code with it."""
 
+import dataclasses
 import doctest
 import math
 
@@ -7,8 +8,8 @@ import pytest
 import torch
 
 import grpo
-import model as grpo_model
-from grpo import completion_mask, group_advantages, grpo_loss, kl_penalty, live_groups
+from grpo import accumulate_gradients, completion_mask, group_advantages, grpo_loss, kl_penalty, live_groups, rollout
+from model import VideoLM
 from lib import memory
 
 PLAIN = dict(beta=0.0, clip_low=0.2, clip_high=0.2)
@@ -577,7 +578,7 @@ def test_a_bfloat16_reference_is_the_policy_before_the_first_step(model, model_f
             p.copy_(p.bfloat16())  # a published checkpoint holds such weights
     model.hf.save_pretrained(model_folder / "rounded")
     model.tokenizer.save_pretrained(model_folder / "rounded")
-    reference = grpo_model.VideoLM.load(str(model_folder / "rounded"), dtype=torch.bfloat16)
+    reference = VideoLM.load(str(model_folder / "rounded"), dtype=torch.bfloat16)
     reference.hf.requires_grad_(False)
     model.autocast = reference.autocast = torch.bfloat16
     groups = make_groups(model, prompts)
@@ -618,3 +619,38 @@ def test_out_of_memory_names_the_samples_and_their_lengths(model, prompts, monke
         make_groups(model, prompts)
     text = memory.message(caught.value, torch.device("cpu"))
     assert "in sampling " + longest.sample["id"] in text and "--group_size" in text
+
+
+# ---- on a GPU -------------------------------------------------------------------------------------------------------
+
+
+def step_gradient(model, reference, groups) -> tuple[dict[str, float], torch.Tensor]:
+    """What is logged of a step on these groups, and its gradient, on the CPU."""
+    tensors = ("tokens", "mask", "sampled_logps", "advantages")
+    groups = [dataclasses.replace(group, **{name: getattr(group, name).to(model.device) for name in tensors})
+              for group in groups]
+    sums = accumulate_gradients(model, reference, groups, temperature=1.0, beta=0.04, clip_low=0.2, clip_high=0.2,
+                                norm="sequence", denominator=12.0, reuse_video=False, entropy_bonus=0.01)
+    return sums, torch.cat([p.grad.flatten().cpu() for p in model.hf.parameters() if p.grad is not None])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype, most", [(torch.float32, 1e-3), (torch.bfloat16, 0.1)])
+def test_a_step_on_a_gpu_is_the_step_on_the_cpu(model, model_folder, prompts, gpu, dtype, most):
+    """The same completions through policy, reference and loss: sums that are logged, and the gradient of all weights."""
+    groups = rollout(model, prompts, group_size=4, max_new_tokens=12, temperature=1.0, seeds=[1, 2, 3])
+    for group in groups:
+        group.advantages = torch.tensor([1.0, -0.5, 0.25, -1.5])
+    other, references = VideoLM.load(str(model_folder), gpu), [VideoLM.load(str(model_folder), d) for d in ("cpu", gpu)]
+    for lm in (other, references[1]):
+        lm.autocast = None if dtype == torch.float32 else dtype
+    with torch.no_grad():
+        for reference in references:  # another model than the policy, so that there is a KL
+            reference.text.norm.weight *= 1.1
+    expected, gradient = step_gradient(model, references[0], groups)
+    found, found_gradient = step_gradient(other, references[1], groups)
+    assert found["tokens"] == expected["tokens"] > 50 and expected["kl_sum"] > 0
+    assert found["gap_sum"] / found["tokens"] < min(0.05, most)  # sampled on the CPU, scored on the GPU
+    for name in ("loss", "kl_sum", "entropy_sum"):
+        assert found[name] == pytest.approx(expected[name], rel=most, abs=most)
+    assert (found_gradient - gradient).norm() < most * gradient.norm()

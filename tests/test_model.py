@@ -3,6 +3,7 @@
 import copy
 import filecmp
 
+import gpu_check
 import pytest
 import torch
 import torch.nn.functional as F
@@ -426,19 +427,52 @@ def test_rows_leave_when_they_are_done(model, prompts):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_the_cuda_graph_gives_the_tokens_of_the_steps_it_was_recorded_from(model_folder, prompts):
-    """The bfloat16 weights that autocast keeps must live as long as the graph: freed, they are read as other tensors."""
-    model = VideoLM.load(str(model_folder), "cuda")
-    graph = model.new_graph
-    for settings in ({}, {"temperature": 0.0}, {"group_size": 8, "max_new_tokens": 150}):
-        model.new_graph = lambda: None
-        expected = sample(model, prompts, **settings)
-        model.new_graph = graph
-        for again in range(2):  # the second run meets memory that the first has left behind
-            for (tokens, logps), (as_expected, by_python) in zip(sample(model, prompts, **settings), expected):
-                assert torch.equal(tokens, as_expected)
-                torch.testing.assert_close(logps, by_python, atol=1e-3, rtol=0)
+@pytest.mark.parametrize("settings", [{}, {"temperature": 0.0}, {"group_size": 8, "max_new_tokens": 150},
+                                      {"group_size": 8, "max_new_tokens": 40, "eos_ids": range(40, 300, 4)}])
+def test_the_cuda_graph_gives_the_tokens_of_the_steps_it_was_recorded_from(model_folder, prompts, gpu, settings):
+    """The bfloat16 weights that autocast keeps must live as long as the graph: freed, they are read as other tensors.
+    With many tokens that end a completion rows leave, and the graph is recorded again."""
+    model, settings = VideoLM.load(str(model_folder), gpu), dict(settings)
+    model.eos_ids = list(settings.pop("eos_ids", model.eos_ids))
+    graph, model.new_graph = model.new_graph, lambda: None
+    expected = sample(model, prompts, **settings)
+    model.new_graph = graph
+    for again in range(2):  # the second run meets memory that the first has left behind
+        for (tokens, logps), (as_expected, by_python) in zip(sample(model, prompts, **settings), expected):
+            assert torch.equal(tokens, as_expected)
+            torch.testing.assert_close(logps, by_python, atol=1e-3, rtol=0)
+
+
+@pytest.mark.gpu
+def test_a_decode_step_never_waits_for_the_gpu(model_folder, prompts, gpu):
+    """One question to the device in a step, and the graph cannot be recorded, or Python stands still for every token."""
+    if gpu == "cpu":
+        pytest.skip("a CPU is never waited for")
+    model = VideoLM.load(str(model_folder), gpu)
+    assert gpu_check.waits_for_nothing(model, lambda C: sample(model, prompts, max_new_tokens=C))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype, value, gradient", [(torch.float32, 1e-3, 1e-3), (torch.bfloat16, 0.05, 0.1)])
+@pytest.mark.parametrize("share", [True, False])
+def test_a_gpu_gives_the_values_and_gradients_of_the_cpu(model_folder, gpu, dtype, value, gradient, share):
+    """Other kernels for every operation, in float32 to rounding; in bfloat16 single tokens differ more, the mean does not."""
+    found = gpu_check.compare_with_cpu(str(model_folder), gpu, None if dtype == torch.float32 else dtype, share)
+    kind = "largest" if dtype == torch.float32 else "mean"
+    assert found[f"{kind} |log p - CPU's|"] < value
+    assert found["|gradient - CPU's|, of its length"] < gradient
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_what_a_gpu_samples_is_what_it_scores(model_folder, prompts, gpu, temperature):
+    """In the bfloat16 of training: one token at a time with a graph against whole rows, other kernels on either side."""
+    model = VideoLM.load(str(model_folder), gpu)
+    settings = {"group_size": 8, "max_new_tokens": 100, "temperature": temperature}
+    for prompt, (tokens, logps) in zip(prompts, sample(model, prompts, **settings)):
+        with torch.no_grad():
+            scored = model.logprobs(embeds_of(model, [prompt])[0], prompt.positions, tokens, temperature)
+        assert (scored - logps)[logps != 0].abs().mean() < 0.05
 
 
 def test_inverting_the_cumulative_distribution_draws_the_distribution():

@@ -3,14 +3,13 @@
 What is printed is the completion, and what the parser of the rewards reads in it.
 """
 
-import argparse
 from pathlib import Path
 
 import torch
 
 import rewards
 from data import Prompt, VideoSettings, prepare
-from grpo import completion_mask, encode_videos
+from grpo import completion_mask
 from lib.answers import SamplingSettings
 from lib.distributed import World
 from lib.loader import VideoLoader
@@ -19,7 +18,7 @@ from lib.tables import WHY_UNREADABLE
 from model import VideoLM
 
 
-def question_of(args: argparse.Namespace) -> dict:
+def question_of(args) -> dict:
     """The flags as a sample. It has no truth, so it can be asked and read but not scored."""
     sample = {"id": Path(args.video).name, "task": args.task, "question": args.question,
               "video": str(Path(args.video).absolute())}
@@ -30,10 +29,10 @@ def question_of(args: argparse.Namespace) -> dict:
     return sample
 
 
-def answer_one(args: argparse.Namespace, world: World, settings: VideoSettings, sampling: SamplingSettings) -> None:
+def answer_one(args, world: World, settings: VideoSettings, sampling: SamplingSettings) -> None:
     """Print the completions of one question and what the parser reads in them."""
     (sample,) = with_style([question_of(args)], args.prompt)
-    with VideoLoader(settings, num_workers=min(args.num_workers, 1), deadline=args.decode_seconds) as loader:
+    with VideoLoader(settings, num_workers=min(args.num_workers, 1)) as loader:
         clip = loader.load(sample)  # first: a video that cannot be read is known before a large model is loaded
     model = VideoLM.load(args.model, world.device)
     prompt = prepare(sample, clip, model.tokenizer, args.prompt, max_prompt_tokens=args.max_prompt_tokens,
@@ -48,7 +47,7 @@ def answer_one(args: argparse.Namespace, world: World, settings: VideoSettings, 
 def complete(model, prompt: Prompt, sampling: SamplingSettings) -> list[tuple[str, bool]]:
     """K completions of one prompt, each with whether it came to its end: `grpo.rollout` without the scores."""
     with torch.no_grad():
-        (video,) = encode_videos(model, [prompt])
+        (video,) = model.encode_prompts([prompt])
         [(tokens, _)] = model.generate(
             [model.embed(prompt.ids, video)], [prompt.positions], group_size=sampling.num_samples,
             max_new_tokens=sampling.max_new_tokens, temperature=sampling.temperature,

@@ -18,8 +18,21 @@ from lib.memory import message
 from lib.questions import load_prompts, number_of_steps, order_of
 from lib.run import Clock, Run
 from model import VideoLM
-from train import (NOTHING_READABLE, SFT_LOSS, Config, check_target_lengths, imitation_group, load_model, load_reference,
-                   loss_of, make_optimizer, make_questions, optimizer_step, sample_groups, size_of)
+from train import (
+    NOTHING_READABLE,
+    SFT_LOSS,
+    Config,
+    check_target_lengths,
+    imitation_group,
+    load_model,
+    load_reference,
+    loss_of,
+    make_optimizer,
+    make_questions,
+    optimizer_step,
+    sample_groups,
+    size_of,
+)
 
 CANDIDATES = 64  # videos that are decoded in search of the longest prompts
 

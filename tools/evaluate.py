@@ -10,7 +10,6 @@ shuffled, frozen, blackened or exchanged, and the same questions are asked again
 Left out on purpose: intervals that know that questions about one video are alike.
 """
 
-import argparse
 import hashlib
 import json
 import platform
@@ -19,7 +18,8 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -29,9 +29,12 @@ import torch
 import rewards
 from data import STYLES, Clip, VideoSettings
 from eval import answer_all, blind_baselines, f1, means_of, values_of
-from lib import distributed, published
+from lib import memory, published
 from lib.answers import PUBLISHED, SETTINGS, SamplingSettings, claim, fingerprint, read_asked, write_lines
 from lib.captions import Judge, words_judge
+from lib.distributed import World, start, stop
+from lib.files import write_whole
+from lib.flags import fill, flag, given_flags, make_parser
 from lib.judge import load_judge
 from lib.loader import VideoLoader
 from lib.questions import with_style
@@ -44,66 +47,79 @@ from tools.ask import answer_one, question_of
 # ---- the command line -----------------------------------------------------------------------------------------------
 
 
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Answer one question about one video (--video), or the questions of a "
-                                                 "data set (--data) and score the answers.",
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    add = parser.add_argument
-    add("--model", required=True, help="Hugging Face folder or hub id of a Qwen2.5-VL")
-    add("--video", help="one video file, or folder of frames, to answer one question about")
-    add("--task", choices=TASKS, help="with --video: the kind of question")
-    add("--question", help="with --video: the event to find, the question, or the object to track")
-    add("--options", nargs="+", help="with --video: the answers to choose from, without letters (qa, gqa, "
-        "classification)")
-    add("--box", nargs=4, type=float, metavar=("X0", "Y0", "X1", "Y1"),
-        help="with --video: where the object is at first, as fractions of width and height (tracking)")
-    add("--data", nargs="+", help="samples: FILE[@VIDEO_ROOT][:N] or FILE[@VIDEO_ROOT][:P%%]")
-    add("--out", type=Path, help="folder for predictions.jsonl and metrics.json; answers that are there already, after "
-        "a kill or from a complete run, are not asked for again")
-    add("--overwrite", action="store_true", help="delete the answers in --out and ask again")
-    add("--benchmark", choices=published.BENCHMARKS, help="print the published numbers of this benchmark beside ours")
-    add("--probe", action="store_true", help="ask again with shuffled, frozen, black and exchanged videos, and print "
-        "how much of the score each costs")
-    add("--video_root", help="where the videos lie, unless the entry says so; else the folder of its file")
-    add("--tasks", nargs="+", choices=TASKS, help="only these tasks")
-    add("--prompt", choices=STYLES, help=f"with thought, without, or Temporal-R1's JSON ({as_trained('prompt')})")
-    add("--reward", default="sum", choices=rewards.MIXES, help="how the parts make up a reward")
-    add("--judge", default="", help="causal LM that says which events a caption tells; without it word rules do")
-    add("--num_samples", type=int, default=1, help="completions of each question (K)")
-    add("--temperature", type=float, help="0 is greedy; by default 0 for one completion and 1 for several")
-    add("--max_new_tokens", type=int, help=f"longest completion, in tokens ({as_trained('max_new_tokens')})")
-    add("--max_prompt_tokens", type=int, help=f"a longer prompt scores 0 ({as_trained('max_prompt_tokens')})")
-    add("--batch", type=int, default=8, help="questions that are answered together")
-    add("--seed", type=int, default=0, help="of the sampling")
-    add("--fps", type=float, help=f"frames looked at, for each second of video ({as_trained('fps')})")
-    add("--max_frames", type=int, help=f"most frames of one video ({as_trained('max_frames')})")
-    add("--total_pixels", type=int, help=f"pixel budget of a whole video ({as_trained('total_pixels')})")
-    add("--min_pixels", type=int, help=f"least pixels of a frame ({as_trained('min_pixels')})")
-    add("--num_workers", type=int, default=4, help="processes that decode videos; 0 decodes in this one")
-    add("--decode_seconds", type=float, default=60, help="a video that takes longer is given up")
-    add("--frame_cache", default="", help="folder that keeps decoded clips for later runs; several processes may share it")
-    add("--frame_cache_gb", type=float, default=50, help="its size, in 10^9 bytes; clips not used for longest leave")
-    add("--device", default="auto", help="auto takes CUDA, then MPS, then the CPU")
-    args = parser.parse_args(arguments)
+def as_trained(name: str) -> str:
+    return f"default: as in the training of --model, else {PUBLISHED[name]}"
+
+
+one_video, data_set, asking, machine = (partial(flag, group=title) for title in (
+    "one question about one video", "a data set", "how the model is asked", "your machine"))
+
+
+@dataclass
+class Flags:
+    model: str = flag("", "Hugging Face folder or hub id of a Qwen2.5-VL", required=True)
+    # one question
+    video: str | None = one_video(None, "one video file, or folder of frames, to answer one question about", kind=str)
+    task: str | None = one_video(None, "with --video: the kind of question", kind=str, choices=TASKS)
+    question: str | None = one_video(None, "with --video: the event to find, the question, or the object to track", kind=str)
+    options: list[str] | None = one_video(None, "with --video: the answers to choose from, without letters (qa, gqa, "
+                                                "classification)", kind=tuple)
+    box: list[float] | None = one_video(None, "with --video: where the object is at first, as fractions of width and height "
+                                              "(tracking)", kind=float, nargs=4, metavar=("X0", "Y0", "X1", "Y1"))
+    # a data set
+    data: list[str] | None = data_set(None, "samples: FILE[@VIDEO_ROOT][:N] or FILE[@VIDEO_ROOT][:P%]", kind=tuple)
+    out: Path | None = data_set(None, "folder for predictions.jsonl and metrics.json; answers that are there already, after "
+                                      "a kill or from a complete run, are not asked for again", kind=Path)
+    overwrite: bool = data_set(False, "delete the answers in --out and ask again")
+    benchmark: str | None = data_set(None, "print the published numbers of this benchmark beside ours", kind=str,
+                                     choices=tuple(published.BENCHMARKS))
+    probe: bool = data_set(False, "ask again with shuffled, frozen, black and exchanged videos, and print how much of the "
+                                  "score each costs")
+    video_root: str | None = data_set(None, "where the videos lie, unless the entry says so; else the folder of its file",
+                                      kind=str)
+    tasks: list[str] | None = data_set(None, "only these tasks", kind=tuple, choices=TASKS)
+    reward: str = data_set("sum", "how the parts make up a reward", choices=rewards.MIXES)
+    judge: str = data_set("", "causal LM that says which events a caption tells; without it word rules do")
+    # how the model is asked
+    prompt: str | None = asking(None, f"with thought, without, or Temporal-R1's JSON ({as_trained('prompt')})", kind=str,
+                                choices=STYLES)
+    num_samples: int = asking(1, "completions of each question (K)")
+    temperature: float | None = asking(None, "0 is greedy; by default 0 for one completion and 1 for several", kind=float)
+    max_new_tokens: int | None = asking(None, f"longest completion, in tokens ({as_trained('max_new_tokens')})", kind=int)
+    max_prompt_tokens: int | None = asking(None, f"a longer prompt scores 0 ({as_trained('max_prompt_tokens')})", kind=int)
+    seed: int = asking(0, "of the sampling")
+    fps: float | None = asking(None, f"frames looked at, for each second of video ({as_trained('fps')})", kind=float)
+    max_frames: int | None = asking(None, f"most frames of one video ({as_trained('max_frames')})", kind=int)
+    total_pixels: int | None = asking(None, f"pixel budget of a whole video ({as_trained('total_pixels')})", kind=int)
+    min_pixels: int | None = asking(None, f"least pixels of a frame ({as_trained('min_pixels')})", kind=int)
+    # your machine
+    batch: int = machine(8, "questions that are answered together")
+    compile: bool = machine(False, "sample with one decoder layer compiled by torch.compile: faster, after a minute of "
+                                   "compiling (a GPU and its compiler)")
+    num_workers: int = machine(4, "processes that decode videos; 0 decodes in this one")
+    frame_cache: str = machine("", "folder that keeps decoded clips for later runs; several processes may share it")
+    frame_cache_gb: float = machine(50.0, "its size, in 10^9 bytes; clips not used for longest leave")
+    device: str = machine("auto", "auto takes CUDA, then MPS, then the CPU")
+
+
+def parse_arguments(arguments: list[str] | None = None) -> Flags:
+    parser = make_parser(Flags, "Answer one question about one video (--video), or the questions of a data set (--data) and "
+                                "score the answers.")
+    args = fill(Flags, given_flags(parser, arguments))
     if problem := find_problem(args):
         parser.error(problem)
-    trained = read_asked(args.model)
-    for name, value in trained.items():
+    for name, value in read_asked(args.model).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
     return args
 
 
-def as_trained(name: str) -> str:
-    return f"default: as in the training of --model, else {PUBLISHED[name]}"
-
-
-def find_problem(args: argparse.Namespace) -> str | None:
+def find_problem(args: Flags) -> str | None:
     """What is wrong with the flags, in words that name the flag and the remedy."""
     for name in ("num_samples", "batch", "max_new_tokens"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             return f"--{name} is {getattr(args, name)}; it must be at least 1"
-    for name in ("fps", "max_frames", "total_pixels", "min_pixels", "max_prompt_tokens", "decode_seconds"):
+    for name in ("fps", "max_frames", "total_pixels", "min_pixels", "max_prompt_tokens"):
         if getattr(args, name) is not None and getattr(args, name) <= 0:
             return f"--{name} is {getattr(args, name)}; it must be above 0"
     if args.num_workers < 0:
@@ -140,16 +156,19 @@ def find_problem(args: argparse.Namespace) -> str | None:
 
 def run(arguments: list[str] | None = None) -> None:
     args = parse_arguments(arguments)
-    world = distributed.start(args.device)
+    world = start(args.device)
     settings = VideoSettings(args.fps, args.max_frames, args.total_pixels, args.min_pixels)
     temperature = args.temperature if args.temperature is not None else float(args.num_samples > 1)
     sampling = SamplingSettings(args.prompt, args.max_new_tokens, args.max_prompt_tokens, args.num_samples, temperature,
-                    args.reward, args.seed, args.batch, load_judge(args.judge if args.video is None else "", world.device))
-    if args.video is None:
-        evaluate(args, world, settings, sampling)
-    elif world.is_first:
-        answer_one(args, world, settings, sampling)
-    distributed.stop()
+                                args.reward, args.seed, args.batch)
+    try:
+        if args.video is None:
+            answer_data(args, world, settings, sampling, load_judge(args.judge, world.device))
+        elif world.is_first:
+            answer_one(args, world, settings, sampling)
+    except torch.OutOfMemoryError as error:
+        raise SystemExit(memory.message(error, world.device) + "\nWhat was answered is kept: the same command goes on") from None
+    stop(world)
 
 
 def main() -> None:
@@ -162,7 +181,7 @@ def main() -> None:
 # ---- a data set -----------------------------------------------------------------------------------------------------
 
 
-def evaluate(args: argparse.Namespace, world: distributed.World, settings: VideoSettings, sampling: SamplingSettings) -> None:
+def answer_data(args: Flags, world: World, settings: VideoSettings, sampling: SamplingSettings, judge: Judge) -> None:
     """Answer what is not answered yet, then compute everything from the files of answers."""
     samples = with_style(load_samples(args.data, args.video_root, args.tasks, args.seed), args.prompt)
     open_folder(args, world, fingerprint(args.model, args.judge, sampling, settings, samples))
@@ -171,25 +190,32 @@ def evaluate(args: argparse.Namespace, world: distributed.World, settings: Video
     probes = ["", *CHANGES] if args.probe else [""]
     complete_already = all(answer_paths(args.out, probe)[0].exists() for probe in probes)
     num_workers = 0 if complete_already else args.num_workers
-    with VideoLoader(settings, num_workers=num_workers, deadline=args.decode_seconds, frame_cache=args.frame_cache,
+    score = partial(rewards.score, mix=args.reward, judge=judge)
+    with VideoLoader(settings, num_workers=num_workers, frame_cache=args.frame_cache,
                      frame_cache_gb=args.frame_cache_gb) as loader:
         for probe in probes:
             asked = probe_samples(probe, samples, answers[""]) if probe else samples
-            file, partial = answer_paths(args.out, probe)
+            file, unfinished = answer_paths(args.out, probe)
             found = read_answers(world, file, asked)
             if found is None:
-                model = model or VideoLM.load(args.model, world.device)
+                model = model or load_model(args.model, world, args.compile)
                 title, change = probe or "answering", CHANGES.get(probe)
-                found = answer_all(model, loader, asked, world, sampling, title, partial, change)
+                found = answer_all(model, loader, asked, world, sampling, score, title, unfinished, change)
                 if world.is_first:
                     write_lines(file, found)
             elif world.is_first:
                 print(f"{file} is complete and not asked for again (--overwrite does)")
             if world.is_first:
-                shutil.rmtree(partial, ignore_errors=True)
+                shutil.rmtree(unfinished, ignore_errors=True)
             answers[probe] = found
     if world.is_first:
-        write_results(args, samples, answers, sampling.judge)
+        write_results(args, samples, answers, judge)
+
+
+def load_model(name: str, world: World, compile: bool) -> VideoLM:
+    model = VideoLM.load(name, world.device)
+    model.compile_decoding = compile
+    return model
 
 
 def answer_paths(out: Path, probe: str) -> tuple[Path, Path]:
@@ -198,35 +224,35 @@ def answer_paths(out: Path, probe: str) -> tuple[Path, Path]:
     return out / f"predictions{end}.jsonl", out / f"partial{end}"
 
 
-def open_folder(args: argparse.Namespace, world: distributed.World, settings: dict) -> None:
+def open_folder(args: Flags, world: World, settings: dict) -> None:
     """Make sure that what --out holds, if anything, are answers to these questions asked in this way."""
     if args.overwrite and world.is_first:
         for probe in ["", *CHANGES]:
-            file, partial = answer_paths(args.out, probe)
+            file, unfinished = answer_paths(args.out, probe)
             file.unlink(missing_ok=True)
-            shutil.rmtree(partial, ignore_errors=True)
+            shutil.rmtree(unfinished, ignore_errors=True)
         for name in (SETTINGS, "metrics.json"):
             (args.out / name).unlink(missing_ok=True)
-    distributed.wait_for_all(world)
+    world.sync()
     if answer_paths(args.out, "")[0].exists() and not (args.out / SETTINGS).exists():
         raise ValueError(f"{args.out} holds a predictions.jsonl and no {SETTINGS} that says how it was asked for: name "
                          "another --out, or replace it with --overwrite")
     claim(world, args.out, settings)
 
 
-def read_answers(world: distributed.World, file: Path, samples: list[dict]) -> list[dict] | None:
+def read_answers(world: World, file: Path, samples: list[dict]) -> list[dict] | None:
     """Complete answers of an earlier run, as rank 0 sees them; None where there are none."""
     found = None
     if world.is_first and file.exists():
         found = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    (found,) = distributed.gather(world, [found] if world.is_first else [])
+    (found,) = world.all_gather([found] if world.is_first else [])
     if found is not None and [line["id"] for line in found] != [sample["id"] for sample in samples]:
         raise ValueError(f"{file}: its {len(found)} answers are not those of the {len(samples)} samples, in their "
                          "order; it was changed, --overwrite asks again")
     return found
 
 
-def write_results(args: argparse.Namespace, samples: list[dict], answers: dict[str, list[dict]],
+def write_results(args: Flags, samples: list[dict], answers: dict[str, list[dict]],
                   judge: Judge = words_judge) -> None:
     """metrics.json, and the tables: beside what a blind answer scores, by category, without the video, as published."""
     values = values_of(samples, answers[""], judge)
@@ -239,7 +265,8 @@ def write_results(args: argparse.Namespace, samples: list[dict], answers: dict[s
         report["probes"] = {probe: compare(samples, values, probed[probe], answers[probe], judge) for probe in CHANGES}
     report["config"] = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
     report |= {"versions": versions(), "data": {str(file): hash_of(file) for file, _, _ in map(parse_entry, args.data)}}
-    (args.out / "metrics.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    with write_whole(args.out / "metrics.json") as file:
+        file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     for prediction in answers[""]:
         if "problem" in prediction:
             print(f"{prediction['reasons'][0]}: {prediction['id']}: {prediction['problem']}")

@@ -3,11 +3,12 @@
     python -m tools.plan --model 7b --gpus 8 --samples 12408 --seconds 30.6
     python -m tools.plan --model runs/x/final --stage sft --gpus 1
     python -m tools.plan --model 7b --gpus 1 --lora_rank 16 --card_gb 48
+    python -m tools.plan --model 3b --gpus 1 --card h200
 
 Counted: parameters (the library's classes, built without memory on the "meta" device), frames and video tokens (by the
 functions that data.py reads videos with), bytes of weights, gradients, optimiser, keys and values, and the floating
 point operations of every matrix product. Estimated: activations and logits, from the tensors that model.py keeps alive.
-Assumed: what the hardware does in a second, the capitals below; replace them by what you measure.
+Assumed: what the hardware does in a second, `CARDS` and the capitals below; replace them by what you measure.
 
 Read in the order of the file: the model, the video, operations, bytes, seconds. All of it is for the code as it is:
 float32 weights, bfloat16 arithmetic, gradient checkpointing, a question a pass. There are three ways to hold the model:
@@ -22,9 +23,8 @@ sold as 80 GB has about 85 10^9 bytes; the verdict counts on 80, and leaves the 
 Letters: P prompt tokens with V video tokens among them, G completions of C tokens, L tokens of a packed row.
 """
 
-import argparse
 import math
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -32,13 +32,27 @@ from torch import nn
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from data import VideoSettings, frame_budget, frame_indices, num_video_tokens, smart_resize
-from lib import distributed as scale
 from lib import lora
+from lib.distributed import World
+from lib.flags import fill, flag, given_flags, make_parser
+from lib.sharding import worth_sharding
 
-# Assumed, for an A100 with 80 GB: its data sheet's rates, and the share of them that such code reaches.
-MATRIX_FLOPS = 312e12  # a second, dense bfloat16
+
+@dataclass(frozen=True)
+class Card:
+    gigabytes: float  # 10^9 bytes
+    matrix_flops: float  # a second, dense bfloat16
+    memory_bytes: float  # a second
+    source: str  # of both rates
+
+
+CARDS = {
+    "a100": Card(80.0, 312e12, 2.0e12, "its data sheet"),
+    "h100": Card(80.0, 800e12, 3.0e12, "about what a large product and a large copy reach there; not measured by us"),
+    "h200": Card(141.0, 790e12, 4.2e12, "assumed, below its data sheet's 4.8 TB/s; not measured by us"),
+}
+# Assumed of all of them: the shares of those rates that such code reaches, and what lies around a card.
 MATRIX_SHARE = 0.4
-MEMORY_BYTES = 2.0e12  # a second
 MEMORY_SHARE = 0.6
 LINK_BYTES = 200e9  # a second, of gradients summed between the cards of one machine
 LAYER_SECONDS = 0.6e-3  # Python needs this long to start one decoder layer, however little it computes
@@ -59,16 +73,12 @@ VISION = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_head
 STAGES = ("grpo", "sft", "answer")
 
 
-def flag(default, help: str, choices: tuple | None = None):
-    return field(default=default, metadata={"help": help, "choices": choices})
-
-
 @dataclass
 class Job:
     """What is to be done; the flags are made from these fields, and mean what they mean in train.py."""
 
     model: str = flag("7b", f"{', '.join(SHAPES)}, or a folder with a config.json")
-    stage: str = flag("grpo", "GRPO, supervised fine-tuning, or answering alone (eval.py, selection)", STAGES)
+    stage: str = flag("grpo", "GRPO, supervised fine-tuning, or answering alone (eval.py, selection)", choices=STAGES)
     gpus: int = flag(8, "cards, a process each")
     samples: int = flag(12408, "questions in the data")
     epochs: float = flag(1.0, "times through them")
@@ -90,10 +100,14 @@ class Job:
     beta: float = flag(0.04, "0: no reference")
     freeze_vision: bool = flag(False, "train the language model only; --lora_rank implies it")
     lora_rank: int = flag(0, "rank of adapters on all matrices of the language model; 0: train the model itself")
-    shard: str = flag("auto", "deal the model out over the cards; auto: by train.py's rule", ("auto", "on", "off"))
+    shard: str = flag("auto", "deal the model out over the cards; auto: by train.py's rule", choices=("auto", "on", "off"))
     offload: bool = flag(False, "shard, and keep the shards in the machine's own memory")
-    card_gb: float = flag(80.0, "memory of a card, in 10^9 bytes")
+    card: str = flag("a100", "kind of card: its memory and its rates", choices=tuple(CARDS))
+    card_gb: float = flag(0.0, "memory of a card, in 10^9 bytes; 0: that of --card")
     keep_checkpoints: int = flag(2, "how many of them stay")
+
+    def __post_init__(self):
+        self.card_gb = self.card_gb or CARDS[self.card].gigabytes
 
 
 # --- the model --------------------------------------------------------------------------------------------------------
@@ -156,8 +170,8 @@ def sharded(model: Model, job: Job) -> bool:
     """As train.py decides; answering alone and LoRA never are."""
     if job.stage == "answer" or job.lora_rank:
         return False
-    world = scale.World(0, job.gpus, torch.device("cuda"))
-    return scale.worth_sharding(job.shard, job.offload, world, model.parameters, 1e9 * job.card_gb)
+    world = World(0, job.gpus, torch.device("cuda"))
+    return worth_sharding(job.shard, job.offload, world, model.parameters, 1e9 * job.card_gb)
 
 
 # --- the video --------------------------------------------------------------------------------------------------------
@@ -257,7 +271,7 @@ def states(model: Model, job: Job) -> dict[str, float]:
     T, A = trained(model, job), adapters(model, job)
     referred = job.stage == "grpo" and job.beta and not job.lora_rank  # LoRA: the policy with its adapters off
     return {"weights": 2 * model.parameters + 4 * A if job.lora_rank else 4 * model.parameters,
-            "gradients": 4 * T, "optimiser": 8 * T, "optimiser, while it steps": 4 * T,
+            "gradients": 4 * T, "optimiser": 8 * T,  # both moments; the fused step of AdamW needs nothing beside them
             "reference": 2 * model.parameters if referred else 0}
 
 
@@ -267,9 +281,13 @@ def memory(model: Model, job: Job) -> dict[str, float]:
     learns, samples, shards = job.stage != "answer", job.stage != "sft", sharded(model, job)
     rows = min(4096, G * C)  # logits exist for so many tokens at a time, in about four copies of float32
     share = 0 if job.offload and shards else 1 / job.gpus if shards else 1
+    # Autocast's bfloat16 copies of float32 weights, which a sharded model gathers and LoRA's frozen one is. Sampling
+    # keeps all of them for its many steps. Learning makes them where they are used: the head's, and one layer's.
     copied = 0 if shards else adapters(model, job) if job.lora_rank else model.layers + model.head
+    in_use = 0 if shards or job.lora_rank else model.largest + model.head
     return {name: share * value for name, value in states(model, job).items()} | {
-        "bfloat16 copies": 2 * copied,
+        "copies, to sample": 2 * copied if samples else 0,
+        "copies, to learn": 2 * in_use if learns else 0,
         # sharded: all weights once for a rollout. While learning, what is not in a layer and one layer: weights and
         # their gradient in bfloat16, and the float32 that the gradients are added up in
         "gathered, to sample": 2 * model.parameters if shards and samples else 0,
@@ -285,11 +303,10 @@ def peak_bytes(model: Model, job: Job) -> dict[str, float]:
     """By phase: no phase needs everything at once."""
     part = memory(model, job)
     always = part["weights"] + part["optimiser"] + part["reference"]
-    copies = part["bfloat16 copies"]
-    peaks = {"sampling": always + copies + part["gathered, to sample"] + part["keys and values"],
-             "learning": always + copies + part["gathered, to learn"] + part["gradients"] + part["activations"]
-             + part["logits"],
-             "stepping": always + part["gradients"] + part["optimiser, while it steps"]}
+    peaks = {"sampling": always + part["copies, to sample"] + part["gathered, to sample"] + part["keys and values"],
+             "learning": always + part["copies, to learn"] + part["gathered, to learn"] + part["gradients"]
+             + part["activations"] + part["logits"],
+             "stepping": always + part["gradients"]}
     wanted = {"grpo": tuple(peaks), "sft": ("learning", "stepping"), "answer": ("sampling",)}[job.stage]
     loading = {"loading": part["whole, while it loads"]} if sharded(model, job) else {}
     return loading | {name: peaks[name] for name in wanted}
@@ -350,7 +367,8 @@ def steps(job: Job) -> int:
 def step_seconds(model: Model, job: Job) -> dict[str, float]:
     """Of one step, by phase, on the card with most questions."""
     _, P, G, C = tokens_of(job)
-    rate, bandwidth, many = MATRIX_FLOPS * MATRIX_SHARE, MEMORY_BYTES * MEMORY_SHARE, questions_a_card(job)
+    card, many = CARDS[job.card], questions_a_card(job)
+    rate, bandwidth = card.matrix_flops * MATRIX_SHARE, card.memory_bytes * MEMORY_SHARE
     seconds = {name: many * value / rate for name, value in flops(model, job).items() if name != "decode"}
     if job.stage != "sft":
         # Each token reads all weights once, however many rows there are, and the keys and values of prompt and rows.
@@ -390,13 +408,8 @@ def hours(model: Model, job: Job) -> float:
 
 
 def parse_arguments(arguments: list[str] | None = None) -> Job:
-    parser = argparse.ArgumentParser(description="Memory, disk and hours of a run, before it is started.",
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    for f in fields(Job):
-        kind = {"action": argparse.BooleanOptionalAction} if f.type is bool else {"type": f.type,
-                                                                                  "choices": f.metadata["choices"]}
-        parser.add_argument(f"--{f.name}", default=f.default, help=f.metadata["help"], **kind)
-    job = Job(**vars(parser.parse_args(arguments)))
+    parser = make_parser(Job, "Memory, disk and hours of a run, before it is started.")
+    job = fill(Job, given_flags(parser, arguments))
     if problem := find_problem(job):
         parser.error(problem)
     return job
@@ -448,7 +461,9 @@ def print_plan(model: Model, job: Job) -> None:
     print(f"\n{verdict(model, job)}")
     print("\n10^12 floating point operations of a question")
     print("\n".join(f"  {name:28}{value / 1e12:10.1f}" for name, value in flops(model, job).items()))
-    print("\nseconds of a step, at the assumed rates")
+    card = CARDS[job.card]
+    print(f"\nseconds of a step, if --card {job.card} multiplies {card.matrix_flops / 1e12:g} Tflop/s ({MATRIX_SHARE:.0%} of "
+          f"them used) and moves\n{card.memory_bytes / 1e12:g} TB/s ({MEMORY_SHARE:.0%}); from: {card.source}")
     print("\n".join(f"  {name:28}{value:10.2f}" for name, value in step_seconds(model, job).items()))
     print(f"\n{steps(job)} steps on {job.gpus} cards: {hours(model, job):.1f} hours, without evaluation")
 

@@ -1,5 +1,6 @@
 """Many processes and many checkpoints: nothing is lost, dealt twice, waited for in vain, or left half written."""
 
+import dataclasses
 import os
 import shutil
 import signal
@@ -117,6 +118,72 @@ def test_offloaded_steps_are_the_same_steps(alone, model_folder):
     for case, (logged, weights) in results.items():
         assert logged == pytest.approx(alone[0][case][0], rel=1e-4, abs=1e-5)
         assert distance(weights, alone[0][case][1]) < 1e-5
+
+
+def updates(results: dict, folder: Path) -> dict[str, torch.Tensor]:
+    """How far all weights have moved until the end of each case, as one vector on the CPU."""
+    start = VideoLM.load(str(folder)).hf.requires_grad_(False)
+    start = dict(start.named_parameters())
+    return {case: torch.cat([(weights[name].cpu() - start[name]).flatten() for name in start])
+            for case, (_, weights) in results.items()}
+
+
+@pytest.fixture
+def same_groups(monkeypatch):
+    """Steps on a GPU differ by rounding, and one token that rounding has chosen makes another step: whoever comes first
+    samples, the others score the same completions."""
+    kept, make = {}, shard_steps.make_groups
+
+    def make_or_remember(model, wanted):
+        if str(wanted) not in kept:
+            kept[str(wanted)] = make(model, wanted)
+        return [dataclasses.replace(group, old_logps=None) for group in kept[str(wanted)]]
+
+    monkeypatch.setattr(shard_steps, "make_groups", make_or_remember)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("offload", [False, True])
+def test_steps_of_one_gpu_are_the_same_with_shards_and_without(model_folder, gpu, offload, same_groups):
+    """NCCL, gathering in bfloat16, shards in pinned memory: none of it exists on a CPU. Weights are rounded before they
+    are gathered, and where a gradient is near zero AdamW steps to either side: steps agree in direction and length."""
+    here, cases = scale.World(0, 1, torch.device(gpu, 0)), list(shard_steps.CASES)[:2]
+    expected = shard_steps.take_steps(here, str(model_folder), shard=False, cases=cases)[0]
+    try:
+        found = shard_steps.take_steps(here, str(model_folder), shard=True, offload=offload, cases=cases)[0]
+    finally:
+        scale.stop()
+    ours, theirs = updates(found, model_folder), updates(expected, model_folder)
+    for case in cases:
+        (logged, _), (wanted, _) = found[case], expected[case]
+        assert logged["norm"] == pytest.approx(wanted["norm"], rel=0.2) and wanted["norm"] > 0.05
+        assert logged["loss"] == pytest.approx(wanted["loss"], abs=0.05) and logged["logp_gap_mean"] < 0.05
+        assert torch.cosine_similarity(ours[case], theirs[case], dim=0) > 0.8
+        assert float(ours[case].norm()) == pytest.approx(float(theirs[case].norm()), rel=0.1)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shard, offload", [(False, False), (True, False), (True, True)])
+def test_a_checkpoint_of_a_gpu_is_read_to_the_last_bit(model_folder, gpu, tmp_path, shard, offload):
+    """Weights and both moments, from the card and from pinned memory, and back to where they are needed."""
+    here = scale.World(0, 1, torch.device(gpu, 0))
+    try:
+        _, model, _, optimizer = shard_steps.take_steps(here, str(model_folder), shard, offload,
+                                                        cases=list(shard_steps.CASES)[:1])
+        expected = scale.training_state(model, optimizer, cursor=7)
+        scale.save_checkpoint(here, tmp_path / "checkpoint", expected)
+        model, reference, optimizer = shard_steps.load_both(here, str(model_folder), shard, offload)
+        assert scale.load_checkpoint(tmp_path / "checkpoint", model, optimizer, cursor=0)["cursor"] == 7
+        found = scale.training_state(model, optimizer, cursor=7)
+        assert found.keys() == expected.keys() and len(found) > 100
+        for name, tensor in expected.items():
+            a, b = (getattr(x, "_local_tensor", x) for x in (tensor, found[name]))
+            assert torch.equal(torch.as_tensor(a).cpu(), torch.as_tensor(b).cpu()), name
+            assert torch.as_tensor(a).device == torch.as_tensor(b).device, name
+        logged = shard_steps.take_step(here, model, reference, optimizer, "both have work")
+        assert 0 < logged["norm"] < float("inf")  # and goes on
+    finally:
+        scale.stop()
 
 
 def test_a_sharded_model_leaves_a_hugging_face_folder(alone, model_folder, tmp_path):
