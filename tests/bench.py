@@ -48,6 +48,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch  # noqa: E402
 import transformers  # noqa: E402
 
+import rewards  # noqa: E402
 from data import Prompt, mrope_positions  # noqa: E402
 from grpo import grpo_loss, rollout, score_groups  # noqa: E402
 from lib import toy  # noqa: E402
@@ -162,16 +163,16 @@ class OurStep:
 
     def sample(self) -> None:
         case = self.case
-        (self.group,) = rollout(case.policy, [case.prompt], group_size=case.G, max_new_tokens=case.C, temperature=1.0,
-                                seeds=[0])
+        (self.group,) = rollout(case.policy, [case.prompt], rewards.score, group_size=case.G, max_new_tokens=case.C,
+                                temperature=1.0, seeds=[0])
         self.tokens = self.group.tokens  # (G, C)
 
     @torch.no_grad()
     def reference(self) -> None:
-        (self.ref_logps,) = score_groups(self.case.reference, [self.group], 1.0, reuse_video=False)
+        ((self.ref_logps, _),) = score_groups(self.case.reference, [self.group], 1.0)
 
     def forward(self) -> None:
-        (self.logps,) = score_groups(self.case.policy, [self.group], 1.0, reuse_video=False)
+        ((self.logps, _),) = score_groups(self.case.policy, [self.group], 1.0)
 
     def backward(self) -> None:
         loss_of(self.logps, self.ref_logps, self.case.G).backward()
@@ -415,7 +416,7 @@ def compare_sides(case: Case, theirs: VideoChatStep, ours: OurStep) -> dict[str,
     The library computes here with our weights and our autocast, in which a softmax is float32: what is left to differ is
     what is computed, not how precisely."""
     with torch.no_grad():
-        (scored,) = score_groups(case.policy, [ours.group], 1.0, reuse_video=False)
+        ((scored, _),) = score_groups(case.policy, [ours.group], 1.0)
         with case.policy._compute():
             library = torch.cat([theirs.score(case.policy, rows, case.policy.banned_ids) for rows in theirs.pieces()])
     gaps = {"library": (scored - library).abs(), "sampled": (scored - ours.group.sampled_logps).abs()}

@@ -44,14 +44,14 @@ from torch.autograd import DeviceType  # noqa: E402
 from torch.nn.attention.bias import causal_lower_right  # noqa: E402
 from torch.profiler import ProfilerActivity, profile  # noqa: E402
 
-import eval  # noqa: E402
 import model as model_file  # noqa: E402
-import plan  # noqa: E402
-import scale  # noqa: E402
-import toy  # noqa: E402
+import rewards  # noqa: E402
 import train  # noqa: E402
-from grpo import accumulate_gradients, encode_videos, rollout  # noqa: E402
-from model import GroupCache, VideoLM  # noqa: E402
+from grpo import accumulate_gradients, grpo_loss, rollout  # noqa: E402
+from lib import toy  # noqa: E402
+from lib.distributed import World  # noqa: E402
+from model import GroupCache, LayerCache, VideoLM, decoder_layer  # noqa: E402
+from tools import evaluate, plan  # noqa: E402
 
 # --- what is expected -------------------------------------------------------------------------------------------------
 
@@ -208,9 +208,9 @@ def checkpointed(model: VideoLM) -> VideoLM:
 
 
 def random_embeds(model: VideoLM, P: int) -> Tensor:
-    """(1, P, D), as small as embeddings are, in the precision of the model's own."""
+    """(1, P, D), as small as embeddings are, in float32 as the model's own."""
     weight = model.text.embed_tokens.weight
-    return (torch.randn(1, P, weight.shape[1], device=weight.device) * 0.02).to(weight.dtype)
+    return torch.randn(1, P, weight.shape[1], device=weight.device) * 0.02
 
 
 # --- is it right? The toy on the card against the toy on the CPU ------------------------------------------------------
@@ -232,8 +232,8 @@ def values_and_gradients(model: VideoLM, share: bool) -> tuple[Tensor, Tensor]:
     prompts = make_prompts(model)
     model.hf.zero_grad()
     tokens = [torch.randint(20, 200, (3, 5), generator=torch.Generator().manual_seed(i)) for i in range(3)]
-    embeds = [model.embed(prompt.ids, video) for prompt, video in zip(prompts, encode_videos(model, prompts))]
-    logps = model.logprobs_packed(embeds, [prompt.positions for prompt in prompts], tokens, 1.0, share)
+    embeds = [model.embed(prompt.ids, video) for prompt, video in zip(prompts, model.encode_prompts(prompts))]
+    logps = [x.logps for x in model.logprobs_packed(embeds, [prompt.positions for prompt in prompts], tokens, 1.0, share)]
     weights = [torch.linspace(-1, 1, lp.numel(), device=lp.device).view(lp.shape) for lp in logps]
     sum((lp * weight).sum() for lp, weight in zip(logps, weights)).backward()
     gradients = [p.grad.flatten().cpu() for p in model.hf.parameters() if p.grad is not None]
@@ -290,7 +290,7 @@ def graph(check: Check) -> None:
         model = VideoLM.load(folder, check.device)
     prompts = make_prompts(model)
     with torch.no_grad():
-        embeds = [model.embed(prompt.ids, video) for prompt, video in zip(prompts, encode_videos(model, prompts))]
+        embeds = [model.embed(prompt.ids, video) for prompt, video in zip(prompts, model.encode_prompts(prompts))]
 
     def generate(C: int) -> list:
         return model.generate(embeds, [prompt.positions for prompt in prompts], group_size=8, max_new_tokens=C,
@@ -349,7 +349,7 @@ def toy_run(check: Check, name: str, *flags: str) -> None:
             check.say("toy resumed: steps in the log", grpo_lines()[-1]["step"])
             (clips,) = Path("toy").iterdir()
             tasks = ["qa"] if check.tiny else ["grounding", "qa", "gqa"]
-            eval.main(["--model", "run/final", "--data", str(clips / "eval.jsonl"), "--out", "answers", "--device",
+            evaluate.run(["--model", "run/final", "--data", str(clips / "eval.jsonl"), "--out", "answers", "--device",
                        check.device, "--tasks", *tasks])
             found, after = (json.loads(Path(f).read_text()) for f in ("answers/metrics.json", "run/summary.json"))
             numbers = [name for name, value in after["after"].items() if isinstance(value, float)]
@@ -505,12 +505,7 @@ def norms(check: Check) -> None:
 # --- one decoder layer of a decode step, compiled and not -------------------------------------------------------------
 
 
-def run_layer(layer, hidden: Tensor, rope: tuple[Tensor, Tensor], attend: GroupCache) -> Tensor:
-    out = layer(hidden, attention_mask=None, position_embeddings=rope, attend=attend)
-    return out if isinstance(out, Tensor) else out[0]
-
-
-def filled_cache(model: VideoLM, P: int, G: int, C: int) -> GroupCache:
+def filled_cache(model: VideoLM, P: int, G: int, C: int) -> LayerCache:
     """Keys and values of one question for the first layer, looked at as in the middle of a completion."""
     config = model.text.config
     K, d = config.num_key_value_heads, config.hidden_size // config.num_attention_heads
@@ -519,7 +514,7 @@ def filled_cache(model: VideoLM, P: int, G: int, C: int) -> GroupCache:
     cache.seal()
     cache.widen(C // 2)
     cache.begin_step()
-    return cache
+    return cache.of(0)
 
 
 def compiled_layer(check: Check) -> None:
@@ -528,14 +523,14 @@ def compiled_layer(check: Check) -> None:
     model = video_lm(build(check, "3b", layers=1, blocks=1))
     model.hf.eval()
     layer = model.text.layers[0]
-    compiled = torch.compile(run_layer, fullgraph=True, backend="inductor" if check.cuda else "eager")
+    compiled = torch.compile(decoder_layer, fullgraph=True, backend="inductor" if check.cuda else "eager")
     with torch.no_grad(), model._compute():
         cache, hidden = filled_cache(model, P, G, C), torch.randn(G, 1, len(model.text.norm.weight), device=check.device)
         rope = model.text.rotary_emb(hidden, torch.full((3, G, 1), P, device=check.device))
-        expected = run_layer(layer, hidden, rope, cache)
+        expected = decoder_layer(layer, hidden, rope, cache)
         seconds = check.seconds(lambda: compiled(layer, hidden, rope, cache))
         difference = (compiled(layer, hidden, rope, cache) - expected).abs().max() / expected.abs().max()
-        for name, way in (("not compiled", run_layer), ("compiled", compiled)):
+        for name, way in (("not compiled", decoder_layer), ("compiled", compiled)):
             check.say(f"decoder layer 3b, 8 rows, {name}", check.small_ms(lambda: way(layer, hidden, rope, cache)), "ms")
     check.say("decoder layer: largest difference compiled, of the largest number", float(difference))
     check.say("decoder layer: seconds of compiling", seconds, "s")
@@ -581,7 +576,7 @@ def env(check: Check) -> None:
 
 
 def rates(check: Check) -> None:
-    """What plan.py assumes for a card, and what one large product and one large copy reach on this one."""
+    """What tools/plan.py assumes for a card, and what one large product and one large copy reach on this one."""
     measured = bench.measure_rates(torch.device(check.device))
     card = next((card for name, card in plan.CARDS.items() if check.cuda and name in torch.cuda.get_device_name().lower()),
                 None)
@@ -664,11 +659,11 @@ def vision(check: Check) -> None:
     check.say("vision 3b, 32 frames: backward", backward, "ms")
 
 
-# --- memory: a real step against plan.py, and train.py --dry_run against plan.py --------------------------------------
+# --- memory: a real step against tools/plan.py, and train.py --dry_run against tools/plan.py --------------------------------------
 
 
 def job_of(model: VideoLM, prompt, **settings) -> plan.Job:
-    """plan.py's job with the video of this prompt: its frames and size, all other tokens as text."""
+    """tools/plan.py's job with the video of this prompt: its frames and size, all other tokens as text."""
     (t, h, w), P = prompt.grid, len(prompt.ids)
     job = plan.Job(frames=2 * t, height=14 * h, width=14 * w, min_pixels=784, total_pixels=10**9,
                    text_tokens=P - t * h * w // 4, gpus=1, **settings)
@@ -689,21 +684,20 @@ def memory(check: Check) -> None:
     model, reference = (checkpointed(video_lm(build(check, "3b", dtype))) for dtype in (torch.float32, torch.bfloat16))
     reference.hf.requires_grad_(False)
     config = train.parse_config(["--model", "random", "--train_data", "none"])
-    world, optimizer = scale.World(0, 1, torch.device(check.device)), train.make_optimizer(config, model, 1e-6)
+    world, optimizer = World(0, 1, torch.device(check.device)), train.make_optimizer(config, model, 1e-6)
     prompts = [bench.build_prompt(model, P, frames)] * 2
     groups = []
 
     def sample():
-        groups[:] = rollout(model, prompts, group_size=G, max_new_tokens=C, temperature=1.0, seeds=[0, 1])
+        groups[:] = rollout(model, prompts, rewards.score, group_size=G, max_new_tokens=C, temperature=1.0, seeds=[0, 1])
         for group in groups:
             group.advantages = torch.linspace(-1, 1, G, device=check.device)  # random answers are all equally wrong
 
     def learn():
-        accumulate_gradients(model, reference, groups, temperature=1.0, beta=0.04, clip_low=0.2, clip_high=0.2,
-                             norm="sequence", denominator=2.0 * G, reuse_video=False)
+        accumulate_gradients(model, reference, groups, partial(grpo_loss, beta=0.04, clip_low=0.2, clip_high=0.2), 2.0 * G)
 
     phases = {"sampling": sample, "learning": learn,
-              "stepping": lambda: train.optimizer_step(config, world, optimizer, 1e-6)}
+              "stepping": lambda: train.optimizer_step(optimizer, world, 1e-6)}
     for _ in range(2):
         measured = {name: check.peak_gb(work) for name, work in phases.items()}
     shape = plan.count(bench.published_config("3b") if not check.tiny else bench.build_model("tiny", "cpu").config)
@@ -754,7 +748,7 @@ def write_middle_model(check: Check, folder: str) -> None:
 
 
 def dry_run(check: Check) -> None:
-    """The figure that `train.py --dry_run` prints against that of plan.py for the same model, clips and flags."""
+    """The figure that `train.py --dry_run` prints against that of tools/plan.py for the same model, clips and flags."""
     G, C = (2, 8) if check.tiny else (8, 256)
     with new_folder():
         write_middle_model(check, "middle")
@@ -784,8 +778,10 @@ def peers(check: Check) -> None:
     bench.main([*sizes, "--device", check.device, "--out", str(check.out / "bench")])
     report = json.loads((check.out / "bench" / "bench.json").read_text())
     for row in report["table"]:
-        check.say(f"bench, {row['phase']}: times faster than other code", row["ratio"] or "no room for it",
-                  **({"expected": round(row["bound_ratio"], 1)} if row["ratio"] else {}))
+        for side in bench.PEERS:
+            ratio = row[side]["ratio"]
+            check.say(f"bench, {row['phase']}: times faster than {side}", ratio or "no room for it, or no comparison",
+                      **({"expected": round(row[side]["bound_ratio"], 1)} if ratio else {}))
     for what, name in (("mean |log p ours - library's|", "library_mean"), ("mean gap, sampled and scored", "sampled_mean")):
         check.say(f"bench: {what}", report["differences"][name], limits=(0, 0.05))
     check.say("bench: backward, share of the matrix rate", report["mfu"])

@@ -3,14 +3,16 @@
 import dataclasses
 import doctest
 import math
+from functools import partial
 
 import pytest
 import torch
 
 import grpo
+import rewards
 from grpo import accumulate_gradients, completion_mask, group_advantages, grpo_loss, kl_penalty, live_groups, rollout
-from model import VideoLM
 from lib import memory
+from model import VideoLM
 
 PLAIN = dict(beta=0.0, clip_low=0.2, clip_high=0.2)
 
@@ -561,13 +563,14 @@ def test_gradient_descent_on_the_loss_finds_the_rewarded_token():
 def make_groups(model, prompts, **settings):
     model.eos_ids = [-1]
     settings = {"group_size": 3, "max_new_tokens": 6, "temperature": 1.0} | settings
-    groups = grpo.rollout(model, prompts, seeds=list(range(len(prompts))), **settings)
+    groups = rollout(model, prompts, rewards.score, seeds=list(range(len(prompts))), **settings)
     for group in groups:
         group.advantages = torch.linspace(-1, 1, len(group.texts))
     return groups
 
 
-LOSS = dict(temperature=1.0, beta=0.04, clip_low=0.2, clip_high=0.2, norm="sequence", denominator=9, reuse_video=False)
+LOSS = partial(grpo_loss, beta=0.04, clip_low=0.2, clip_high=0.2)
+WITHOUT_KL = partial(LOSS, beta=0.0)
 
 
 def test_a_bfloat16_reference_is_the_policy_before_the_first_step(model, model_folder, prompts):
@@ -582,10 +585,9 @@ def test_a_bfloat16_reference_is_the_policy_before_the_first_step(model, model_f
     reference.hf.requires_grad_(False)
     model.autocast = reference.autocast = torch.bfloat16
     groups = make_groups(model, prompts)
-    ours = grpo.score_groups(model, groups, 1.0, reuse_video=False)
-    theirs = grpo.score_groups(reference, groups, 1.0, reuse_video=False)
-    assert all(torch.equal(a, b) for a, b in zip(ours, theirs))
-    sums = grpo.accumulate_gradients(model, reference, groups, **LOSS)
+    ours, theirs = (grpo.score_groups(scorer, groups, 1.0) for scorer in (model, reference))
+    assert all(torch.equal(a.logps, b.logps) for a, b in zip(ours, theirs))
+    sums = accumulate_gradients(model, reference, groups, LOSS, 9)
     assert sums["kl_sum"] == 0.0 and sums["tokens"] == 54
 
 
@@ -594,7 +596,7 @@ def test_a_pack_looks_its_tokens_up_once(model, prompts):
     groups = make_groups(model, prompts)
     calls = []
     hook = model.text.embed_tokens.register_forward_hook(lambda module, inputs, output: calls.append(inputs[0].numel()))
-    grpo.accumulate_gradients(model, None, groups, **{**LOSS, "beta": 0.0})
+    accumulate_gradients(model, None, groups, WITHOUT_KL, 9)
     hook.remove()
     assert calls == [sum(len(group.prompt.ids) + 3 * 5 for group in groups)]
 
@@ -608,7 +610,7 @@ def test_out_of_memory_names_the_samples_and_their_lengths(model, prompts, monke
 
     monkeypatch.setattr(model, "logprobs_packed", too_much)
     with pytest.raises(torch.OutOfMemoryError) as caught:
-        grpo.accumulate_gradients(model, None, groups, **{**LOSS, "beta": 0.0})
+        accumulate_gradients(model, None, groups, WITHOUT_KL, 9)
     text = memory.message(caught.value, torch.device("cpu"), " in grpo step 7")
     longest = max(prompts, key=lambda prompt: len(prompt.ids))
     assert text.startswith("out of memory in grpo step 7, in scoring " + longest.sample["id"])
@@ -624,21 +626,21 @@ def test_out_of_memory_names_the_samples_and_their_lengths(model, prompts, monke
 # ---- on a GPU -------------------------------------------------------------------------------------------------------
 
 
-def step_gradient(model, reference, groups) -> tuple[dict[str, float], torch.Tensor]:
-    """What is logged of a step on these groups, and its gradient, on the CPU."""
+def step_gradient(model, reference, groups) -> tuple[dict[str, float], torch.Tensor, torch.Tensor]:
+    """What is logged of a step on these groups, its gradient, and |sampled - scored| of each token, on the CPU."""
     tensors = ("tokens", "mask", "sampled_logps", "advantages")
     groups = [dataclasses.replace(group, **{name: getattr(group, name).to(model.device) for name in tensors})
               for group in groups]
-    sums = accumulate_gradients(model, reference, groups, temperature=1.0, beta=0.04, clip_low=0.2, clip_high=0.2,
-                                norm="sequence", denominator=12.0, reuse_video=False, entropy_bonus=0.01)
-    return sums, torch.cat([p.grad.flatten().cpu() for p in model.hf.parameters() if p.grad is not None])
+    sums = accumulate_gradients(model, reference, groups, partial(LOSS, entropy_bonus=0.01), 12.0, with_entropy=True)
+    gaps = [(group.old_logps - group.sampled_logps).abs()[group.mask].cpu() for group in groups]
+    return sums, torch.cat([p.grad.flatten().cpu() for p in model.hf.parameters() if p.grad is not None]), torch.cat(gaps)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype, most", [(torch.float32, 1e-3), (torch.bfloat16, 0.1)])
 def test_a_step_on_a_gpu_is_the_step_on_the_cpu(model, model_folder, prompts, gpu, dtype, most):
     """The same completions through policy, reference and loss: sums that are logged, and the gradient of all weights."""
-    groups = rollout(model, prompts, group_size=4, max_new_tokens=12, temperature=1.0, seeds=[1, 2, 3])
+    groups = rollout(model, prompts, rewards.score, group_size=4, max_new_tokens=12, temperature=1.0, seeds=[1, 2, 3])
     for group in groups:
         group.advantages = torch.tensor([1.0, -0.5, 0.25, -1.5])
     other, references = VideoLM.load(str(model_folder), gpu), [VideoLM.load(str(model_folder), d) for d in ("cpu", gpu)]
@@ -647,10 +649,10 @@ def test_a_step_on_a_gpu_is_the_step_on_the_cpu(model, model_folder, prompts, gp
     with torch.no_grad():
         for reference in references:  # another model than the policy, so that there is a KL
             reference.text.norm.weight *= 1.1
-    expected, gradient = step_gradient(model, references[0], groups)
-    found, found_gradient = step_gradient(other, references[1], groups)
+    expected, gradient, _ = step_gradient(model, references[0], groups)
+    found, found_gradient, gaps = step_gradient(other, references[1], groups)
     assert found["tokens"] == expected["tokens"] > 50 and expected["kl_sum"] > 0
-    assert found["gap_sum"] / found["tokens"] < min(0.05, most)  # sampled on the CPU, scored on the GPU
+    assert gaps.mean() < min(0.05, most)  # sampled on the CPU, scored on the GPU
     for name in ("loss", "kl_sum", "entropy_sum"):
         assert found[name] == pytest.approx(expected[name], rel=most, abs=most)
     assert (found_gradient - gradient).norm() < most * gradient.norm()

@@ -1,16 +1,18 @@
 """LoRA leaves the model as it is until it learns, learns nothing but its adapters, and can be folded back in."""
 
+from functools import partial
+
 import pytest
 import torch
 from safetensors import safe_open
 from torch import nn
 
-from grpo import accumulate_gradients, encode_videos, rollout
+import rewards
+from grpo import accumulate_gradients, grpo_loss, rollout
 from lib import lora
 from model import VideoLM
 
-SETTINGS = {"temperature": 1.0, "beta": 0.5, "clip_low": 0.2, "clip_high": 0.2, "norm": "sequence", "denominator": 12,
-            "reuse_video": True}
+LOSS = partial(grpo_loss, beta=0.5, clip_low=0.2, clip_high=0.2)
 
 
 def adapt(model, rank=4, alpha=8.0, targets=lora.TARGETS, seed=0, learned=0.0) -> VideoLM:
@@ -29,14 +31,14 @@ def completions(seed=0):
 
 def score(model, prompts):
     with torch.no_grad():
-        embeds = [model.embed(p.ids, video) for p, video in zip(prompts, encode_videos(model, prompts))]
+        embeds = [model.embed(p.ids, video) for p, video in zip(prompts, model.encode_prompts(prompts))]
         scores = model.logprobs_packed(embeds, [p.positions for p in prompts], [completions(i) for i in range(3)], 1.0)
-    return torch.stack(scores)
+    return torch.stack([of_question.logps for of_question in scores])
 
 
 def live_groups(model, prompts) -> list:
     """Sampled from the policy; the random model's rewards are all alike, so the advantages are made up."""
-    groups = rollout(model, prompts, group_size=4, max_new_tokens=6, temperature=1.0, seeds=[1, 2, 3])
+    groups = rollout(model, prompts, rewards.score, group_size=4, max_new_tokens=6, temperature=1.0, seeds=[1, 2, 3])
     for group in groups:
         group.advantages = torch.tensor([1.0, -1.0, 0.5, -0.5])
     return groups
@@ -105,7 +107,7 @@ def test_only_the_adapters_of_the_language_model_are_trained(model, prompts, tar
     expected = config.num_hidden_layers * sum(r * sum(sizes[target]) for target in targets)
     assert sum(p.numel() for p in trained.values()) == expected
     assert all("language_model.layers" in name and "lora_" in name for name in trained)
-    accumulate_gradients(model, model, live_groups(model, prompts), **SETTINGS)
+    accumulate_gradients(model, model, live_groups(model, prompts), LOSS, 12)
     for name, p in model.hf.named_parameters():
         assert (p.grad is not None and p.grad.any()) == (name in trained), name
 
@@ -117,7 +119,7 @@ def test_grpo_moves_the_adapters_alone_and_leaves_the_reference_behind(model, mo
     before, kl = frozen_state(model), []
     optimizer = torch.optim.SGD([p for p in model.hf.parameters() if p.requires_grad], lr=1.0)
     for _ in range(3):
-        sums = accumulate_gradients(model, model, live_groups(model, prompts), **SETTINGS)
+        sums = accumulate_gradients(model, model, live_groups(model, prompts), LOSS, 12)
         kl.append(sums["kl_sum"] / sums["tokens"])
         optimizer.step()
         optimizer.zero_grad()
@@ -135,7 +137,7 @@ def gradients(model, reference, groups):
     model.hf.zero_grad()
     for group in groups:
         group.old_logps = None
-    sums = accumulate_gradients(model, reference, groups, **SETTINGS)
+    sums = accumulate_gradients(model, reference, groups, LOSS, 12)
     return sums, {name: p.grad.clone() for name, p in model.hf.named_parameters() if p.grad is not None}
 
 
