@@ -401,7 +401,6 @@ class Prompt:
     patches: torch.Tensor | None  # (N, 1176) float32
     grid: tuple[int, int, int] | None  # in patches
     positions: torch.Tensor  # (3, P) int64
-    seconds_per_grid: float
 
 
 class PromptTooLong(ValueError):
@@ -425,7 +424,7 @@ def prepare(sample: dict, clip: Clip | None, tokenizer, style: str = "think", *,
     check_prompt_length(sample, ids, clip, max_prompt_tokens)
     positions = mrope_positions(ids, grid, seconds_per_grid, tokens_per_second=tokens_per_second,
                                 video_token_id=tokenizer.convert_tokens_to_ids(VIDEO_PAD))
-    return Prompt(sample, ids.to(device), patches, grid, positions.to(device), seconds_per_grid)
+    return Prompt(sample, ids.to(device), patches, grid, positions.to(device))
 
 
 def check_prompt_length(sample: dict, ids: torch.Tensor, clip: Clip | None, limit: int | None) -> None:

@@ -315,8 +315,8 @@ def rollout(policy: VideoLM, prompts: list[Prompt], score: Callable[[dict, str],
         texts = [policy.tokenizer.decode(row[keep], skip_special_tokens=True) for row, keep in zip(tokens, mask)]
         scores = [score(prompt.sample, text) for text in texts]
         ended = torch.isin(tokens, torch.tensor(policy.eos_ids, device=tokens.device)).any(dim=1)  # (G,)
-        reasons = [score.reason if end else "truncated" for score, end in zip(scores, ended.tolist())]
-        rewards = torch.tensor([[score.total for score in scores]], dtype=torch.float64)  # (1, G)
+        reasons = [scored.reason if end else "truncated" for scored, end in zip(scores, ended.tolist())]
+        rewards = torch.tensor([[scored.total for scored in scores]], dtype=torch.float64)  # (1, G)
         advantages = group_advantages(rewards, scale)[0].float().to(tokens.device)
         kept = video if policy.vision_is_frozen else None
         groups.append(Group(prompt, tokens, mask, advantages, logps, texts, scores, reasons, kept))
@@ -341,6 +341,7 @@ def accumulate_gradients(policy: VideoLM, reference: VideoLM | None, groups: lis
         packs = policy.sharding.equalise_passes(packs, partial(idle_group, policy))
     for pack in packs:
         with note_if_out_of_memory("scoring", partial(describe_pack, pack)):
+            # Scored again although sampling has told log-probabilities: those have no gradient, and were rounded otherwise.
             scored = score_groups(policy, pack, temperature, with_entropy)
             ref_logps: list = [None] * len(pack)
             if reference is not None:
@@ -348,7 +349,7 @@ def accumulate_gradients(policy: VideoLM, reference: VideoLM | None, groups: lis
                     ref_logps = [tokens.logps for tokens in score_groups(reference, pack, temperature)]
             pack_loss = 0.0
             for group, (logps, entropies), ref in zip(pack, scored, ref_logps):
-                if group.old_logps is None:  # the first update: the policy that sampled is the policy that is scored
+                if group.old_logps is None:  # the first update: the policy that is scored is still the one that sampled
                     group.old_logps = logps.detach()
                 group_loss, stats = loss(logps, group.old_logps, group.advantages, group.mask, ref_logps=ref,
                                          denominator=denominator, entropies=entropies)

@@ -231,8 +231,8 @@ def train_grpo(run: Run, policy: VideoLM, reference: VideoLM | None, samples: li
             run.clock("step")
             grad_norm = optimizer_step(optimizer, world, lr)
         # 4. Say what happened; now and then answer the held-out questions. The completions are thrown away.
+        run.clock.stop()  # the seconds of a step are those of learning
         is_due = config.eval_every and (step + 1) % config.eval_every == 0
-        run.clock("evaluate" if is_due else None)
         evaluation = keep_best(run, policy, held_out, score, step + 1) if is_due else None
         run.log_grpo(step, steps, sampled, stats, grad_norm, lr, evaluation)
 

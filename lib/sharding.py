@@ -106,7 +106,7 @@ class Sharding:
 
         `packs`: lists of grpo.Group, each list one pass through the model. `idle` makes one of weight zero of a prompt.
         """
-        needs_tower = any(group.needs_tower for pack in packs for group in pack)
+        needs_tower = any(group.needs_tower and group.sampled_logps is not None for pack in packs for group in pack)
         passes, needs_tower = self.world.all_reduce_max(len(packs), needs_tower)
         packs = [[*pack] for pack in packs] + [[] for _ in range(int(passes) - len(packs))]
         for pack in packs:
@@ -118,7 +118,7 @@ class Sharding:
         """The shortest prompt there is: one token, which with `video` stands for a black frame of four patches."""
         ids = torch.tensor([self.placeholder if video else self.end])
         patches, grid = (torch.zeros(4, 1176), (1, 2, 2)) if video else (None, None)
-        return Prompt({"id": "idle"}, ids, patches, grid, torch.zeros(3, 1, dtype=torch.long), 1.0)
+        return Prompt({"id": "idle"}, ids, patches, grid, torch.zeros(3, 1, dtype=torch.long))
 
     def full_weights(self) -> dict[str, Tensor]:
         """The weights by name, whole, on the first rank's CPU; {} on the others."""

@@ -141,12 +141,16 @@ def build_prompt(model: VideoLM, P: int, frames: int, text: int = 200) -> Prompt
     config = model.hf.config
     video = torch.tensor([config.vision_start_token_id, *[config.video_token_id] * V, config.vision_end_token_id])
     ids = torch.cat([words[:10], video, words[10:]])
-    # The installed library goes on behind the larger axis of space, the published checkpoints behind the largest of all
-    # three. With so little time between the frames that it is never the largest, both mean the same.
-    seconds = (side - 1) / (t * model.tokens_per_second)
-    positions = mrope_positions(ids, grid, seconds, video_token_id=model.video_token_id,
+    positions = mrope_positions(ids, grid, seconds_per_grid(model, grid), video_token_id=model.video_token_id,
                                 tokens_per_second=model.tokens_per_second)
-    return Prompt(SAMPLE, ids, torch.randn(4 * V, 1176, generator=generator).to(model.device), grid, positions, seconds)
+    return Prompt(SAMPLE, ids, torch.randn(4 * V, 1176, generator=generator).to(model.device), grid, positions)
+
+
+def seconds_per_grid(model: VideoLM, grid: tuple[int, int, int]) -> float:
+    """The installed library goes on behind the larger axis of space, the published checkpoints behind the largest of all
+    three. With so little time between the frames that it is never the largest, both mean the same."""
+    t, _, w = grid
+    return (w / 2 - 1) / (t * model.tokens_per_second)
 
 
 # --- our step ---------------------------------------------------------------------------------------------------------
@@ -215,7 +219,7 @@ class VideoChatStep:
                 "mm_token_type_ids": 2 * (ids == self.policy.video_token_id).int(),  # 2: video
                 "pixel_values_videos": case.prompt.patches.repeat(rows, 1),
                 "video_grid_thw": torch.tensor([case.prompt.grid] * rows, device=device),
-                "second_per_grid_ts": torch.full((rows,), case.prompt.seconds_per_grid, device=device)}
+                "second_per_grid_ts": torch.full((rows,), seconds_per_grid(case.policy, case.prompt.grid), device=device)}
 
     @torch.no_grad()
     def sample(self) -> None:

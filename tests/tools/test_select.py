@@ -60,7 +60,7 @@ def test_the_command_writes_the_kept_lines_as_they_were_and_the_report(tmp_path,
 def logged(name, step, scores, part="accuracy", reason="ok"):
     """The lines that training writes for one group, by its own function."""
     scores = [rewards.Score(score + 1.0, {part: float(score), "format": 1.0}, reason) for score in scores]
-    prompt = data.Prompt({"id": name}, *[None] * 5)
+    prompt = data.Prompt({"id": name}, *[None] * 4)
     group = grpo.Group(prompt, *[None] * 3, ["<answer>A</answer>"] * len(scores), scores, [reason] * len(scores),
                        torch.zeros(len(scores)), None)
     return [json.dumps(record) + "\n" for record in train.records(group, step)]
