@@ -106,7 +106,7 @@ class Sharding:
 
         `packs`: lists of grpo.Group, each list one pass through the model. `idle` makes one of weight zero of a prompt.
         """
-        needs_tower = any(group.needs_tower and group.sampled_logps is not None for pack in packs for group in pack)
+        needs_tower = any(group.needs_tower for pack in packs for group in pack)
         passes, needs_tower = self.world.all_reduce_max(len(packs), needs_tower)
         packs = [[*pack] for pack in packs] + [[] for _ in range(int(passes) - len(packs))]
         for pack in packs:
