@@ -80,7 +80,7 @@ class World:
 
 
 class Watch:
-    """A limit on waiting for other processes, and a message that says which of them is where.
+    """A limit on how long a phase may take, and a message that says which process is where.
 
     Without it a lost process is a run that stands still, on all GPUs, without a word. A thread looks at how long this
     process has been in its phase. The phases of all lie in the key-value store by which the processes found each other.
@@ -117,10 +117,10 @@ class Watch:
         return "\n".join(lines)
 
     def complaint(self) -> str:
-        return f"rank {self.rank} has waited {self.seconds:.0f} s for other processes in {self.phase!r}"
+        return f"rank {self.rank} has been in {self.phase!r} for more than {self.seconds:g} s, at work or waiting for others"
 
     def give_up(self) -> None:
-        """The main thread hangs inside a library call, where no exception reaches it: end the process."""
+        """The main thread may hang inside a library call, where no exception reaches it: end the process."""
         try:
             message = self.report()
         except Exception as error:  # the store is gone with the process that held it

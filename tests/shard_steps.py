@@ -1,23 +1,29 @@
-"""Steps of GRPO on fixed groups, for test_distributed.py: alone and replicated, or by torchrun on several sharded processes.
-
-    torchrun --nproc_per_node=2 tests/shard_steps.py MODEL OUT
+"""Steps on fixed groups, alone and replicated, or sharded over several processes: for test_sharding.py and
+test_checkpoints.py.
 
 Every case says which of the groups each of two ranks has. One process has them all; the weights must come out the same.
 """
 
+import functools
 import resource
-import sys
 from pathlib import Path
 
 import torch
-from conftest import make_prompts
+from conftest import ALONE, make_prompts
+from processes import run_ranks
+from torch.utils._python_dispatch import TorchDispatchMode
 
+import rewards
 import train
-from grpo import accumulate_gradients, rollout
-from lib import distributed as scale
+from grpo import Group, accumulate_gradients, grpo_loss, rollout
+from lib.checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint, training_state
+from lib.distributed import World, start, stop
+from lib.run import logp_gaps, means_of_sums
+from lib.sharding import Sharding
 from model import VideoLM
 
 VIDEO, OTHER_VIDEO, TEXT = 0, 1, 2  # which of conftest's prompts
+TARGET = 0  # as the length of a completion: the sample's target, as in the warm start
 # name: (groups of rank 0, groups of rank 1), a group as (prompt, most tokens of a completion)
 CASES = {
     "both have work": ([(VIDEO, 12), (OTHER_VIDEO, 12)], [(OTHER_VIDEO, 12), (TEXT, 12)]),
@@ -28,70 +34,128 @@ CASES = {
     "completions of one token": ([(VIDEO, 1), (TEXT, 1)], [(OTHER_VIDEO, 12)]),
     "all groups of both are dropped": ([], []),
     "frozen vision": ([(TEXT, 12)], [(VIDEO, 12), (OTHER_VIDEO, 12)]),
+    "imitation, frozen vision, one rank has text only": ([(TEXT, TARGET)], [(VIDEO, TARGET), (OTHER_VIDEO, TARGET)]),
+    "imitation, frozen vision, one rank has nothing": ([], [(VIDEO, TARGET)]),
 }
-CONFIG = train.Config(max_grad_norm=0.5, weight_decay=0.1)
+LAST = list(CASES)[-1]
+CONFIG = train.Config(weight_decay=0.1)
+LOSS = functools.partial(grpo_loss, beta=0.04, clip_low=0.2, clip_high=0.2, norm="sequence")
 
 
-def make_groups(model: VideoLM, wanted: list[tuple[int, int]]) -> list:
-    """Completions sampled from the policy itself, with advantages that are not all of one sign."""
+class CollectiveCalls(TorchDispatchMode):
+    """What the code inside sends to other processes, by name, in order: all ranks must call the same."""
+
+    def __init__(self):
+        super().__init__()
+        self.made: list[str] = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), named=None):
+        if function.namespace == "c10d":
+            self.made.append(str(function))
+        return function(*arguments, **(named or {}))
+
+
+def make_groups(model: VideoLM, wanted: list[tuple[int, int]]) -> list[Group]:
+    """Completions sampled from the policy itself, with advantages that are not all of one sign; or targets."""
     prompts, groups = make_prompts(model), []
     for which, longest in wanted:
-        (group,) = rollout(model, [prompts[which]], group_size=4, max_new_tokens=longest, temperature=1.0,
+        if longest == TARGET:
+            groups.append(train.imitation_group(model, prompts[which], "answer"))
+            continue
+        (group,) = rollout(model, [prompts[which]], rewards.score, group_size=4, max_new_tokens=longest, temperature=1.0,
                            seeds=[longest])
         group.advantages = torch.tensor([1.0, -0.5, 0.25, -1.5], device=group.tokens.device)
         groups.append(group)
     return groups
 
 
-def take_step(world: scale.World, model: VideoLM, reference: VideoLM, optimizer, case: str) -> dict[str, float]:
+def take_step(world: World, model: VideoLM, reference: VideoLM, optimizer, case: str) -> dict[str, float]:
     """One step of `case`: what is logged of it."""
     shares = CASES[case]
     wanted = [*shares, [], []][world.rank] if world.size > 1 else shares[0] + shares[1]  # of four, two have nothing
-    frozen = case == "frozen vision"
-    model.visual.requires_grad_(not frozen)
+    is_imitation = case.startswith("imitation")
+    model.visual.requires_grad_("frozen vision" not in case)
     world.phase(case)
-    with scale.gathered(world, model):  # ranks run different numbers of passes in here
+    with model.gathered():  # ranks run different numbers of passes in here
         groups = make_groups(model, wanted)
-    with world.waiting():
-        sums = accumulate_gradients(model, reference, groups, temperature=1.0, beta=0.04, clip_low=0.2, clip_high=0.2,
-                                    norm="sequence", denominator=16.0, reuse_video=frozen)
-    norm = train.optimizer_step(CONFIG, world, optimizer, lr=1e-3)
-    return {"norm": norm, **train.mean_sums(world, sums)}
+    loss, held_to = (train.SFT_LOSS, None) if is_imitation else (LOSS, reference)
+    with CollectiveCalls() as calls:
+        stats = accumulate_gradients(model, held_to, groups, loss, 16.0)
+    on_all = world.all_gather([calls.made])
+    assert all(made == calls.made for made in on_all), f"{case}: {on_all}"
+    assert world.size == 1 or (len(calls.made) > 5) == any(shares)  # beside the one that compares the shares
+    norm = train.optimizer_step(optimizer, world, lr=1e-3, max_norm=0.5)
+    gaps = {} if is_imitation else logp_gaps(world, groups)
+    return {"norm": norm, **means_of_sums(world, stats), **gaps}
 
 
-def weights_of(world: scale.World, model: VideoLM) -> dict[str, torch.Tensor]:
-    whole = scale.full_weights(world, model)
-    whole = {name: p.detach() for name, p in model.hf.named_parameters()} if whole is None else whole
+def weights_of(model: VideoLM) -> dict[str, torch.Tensor]:
+    """On all ranks together; {} on all but the first."""
+    whole = model.full_weights() if model.sharding else {name: p.detach() for name, p in model.hf.named_parameters()}
     return {name: weight.clone() for name, weight in whole.items()}
 
 
-def load_both(world: scale.World, folder: str, shard: bool, offload: bool = False) -> tuple:
+def load_both(world: World, folder: str | Path, shard: bool, offload: bool = False) -> tuple:
     """Policy, reference and optimiser. A pass takes one question, so that the ranks' numbers of passes differ."""
-    models = [VideoLM.load(folder, world.device), VideoLM.load(folder, world.device)]
+    models = [VideoLM.load(str(folder), world.device), VideoLM.load(str(folder), world.device)]
     for model in models:
         model.pack_tokens = 1
         if shard:
             model.hf.gradient_checkpointing_enable({"use_reentrant": False})  # what is recomputed is gathered too
-            scale.shard(world, model, offload=offload)
+            model.sharding = Sharding(world, model, offload=offload)
     models[1].hf.requires_grad_(False)
     return *models, train.make_optimizer(CONFIG, models[0], lr=1e-3)
 
 
-def take_steps(world: scale.World, folder: str, shard: bool, offload: bool = False, cases=tuple(CASES)) -> tuple:
+def take_steps(world: World, folder: str | Path, shard: bool, offload: bool = False, cases=tuple(CASES)) -> tuple:
     """(per case: what was logged and the weights behind it), policy, reference, optimiser."""
     model, reference, optimizer = load_both(world, folder, shard, offload)
     results = {}
     for case in cases:
-        results[case] = (take_step(world, model, reference, optimizer, case), weights_of(world, model))
+        results[case] = (take_step(world, model, reference, optimizer, case), weights_of(model))
     return results, model, reference, optimizer
 
 
-def fail_to_save(world: scale.World, out: Path, state: dict) -> str:
-    """The disk of the last rank is full: what all ranks are told, and what the newest checkpoint is then."""
+@functools.cache
+def alone(folder: Path) -> tuple:
+    """The steps in this process, replicated: what everything else is compared with."""
+    return take_steps(ALONE, folder, shard=False)
+
+
+@functools.cache
+def sharded(folder: Path, processes: int = 2) -> tuple[Path, dict]:
+    """A folder with checkpoints, and what so many sharded processes found; before, `alone` has left them a checkpoint."""
+    out = folder.with_name(f"{folder.name}-sharded-{processes}")
+    _, model, _, optimizer = alone(folder)
+    save_checkpoint(ALONE, out / "alone", training_state(model, optimizer, cursor=3))
+    run_ranks(out / "log", processes, be_a_rank, folder, out)
+    return out, torch.load(out / "results.pt")
+
+
+def be_a_rank(folder: Path, out: Path) -> None:
+    """What each of them does."""
+    world = start("cpu", wait_minutes=0.3)
+    results, model, reference, optimizer = take_steps(world, folder, shard=True)
+    state = training_state(model, optimizer, cursor=7, seconds=1.25)
+    save_checkpoint(world, out / "checkpoint-1-grpo-000008", state)
+    told = world.all_gather([fail_to_save(world, out, state)])
+    newest = newest_checkpoint(out).name
+    again = (take_step(world, model, reference, optimizer, "both have work"), weights_of(model))
+
+    read, _, optimizer = load_both(world, folder, shard=True)
+    counters = load_checkpoint(out / "alone", read, optimizer, cursor=0)
+    read = (counters, weights_of(read), len(optimizer.state))
+    if world.is_first:
+        torch.save({"results": results, "again": again, "told": told, "newest": newest, "read": read}, out / "results.pt")
+    stop(world)
+
+
+def fail_to_save(world: World, out: Path, state: dict) -> str:
+    """The disk of the last rank is full: what it is told."""
     if world.rank == world.size - 1:
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
     try:
-        scale.save_checkpoint(world, out / "checkpoint-1-grpo-000009", state)
+        save_checkpoint(world, out / "checkpoint-1-grpo-000009", state)
         told = "nothing"
     except OSError as error:
         told = str(error)
@@ -99,33 +163,7 @@ def fail_to_save(world: scale.World, out: Path, state: dict) -> str:
     return told
 
 
-def main(folder: str, out: Path) -> None:
-    world = scale.start("cpu", wait_minutes=0.3)
-    weight, unused = torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.zeros(1))
-    if world.is_first:  # the others' groups were all dropped: no gradient at all
-        (weight * torch.tensor([1.0, 2.0])).sum().backward()
-    scale.sum_gradients(world, [weight, unused])
-    numbers = {"total": scale.total(world, [1.0, world.rank]), "largest": scale.largest(world, [world.rank, -1.0]),
-               "gather": scale.gather(world, world.share(["a", "b", "c"])), "gradient": weight.grad.tolist(),
-               "unused": unused.grad}
-
-    results, model, reference, optimizer = take_steps(world, folder, shard=True)
-    state = scale.training_state(model, optimizer, cursor=7, seconds=1.25)
-    scale.save_checkpoint(world, out / "checkpoint-1-grpo-000008", state)
-    told = scale.gather(world, [fail_to_save(world, out, state)])
-    newest = scale.newest_checkpoint(out).name
-    again = (take_step(world, model, reference, optimizer, "both have work"), weights_of(world, model))
-
-    read, _, optimizer = load_both(world, folder, shard=True)
-    counters = scale.load_checkpoint(out / "alone", read, optimizer, cursor=0)
-    read = (counters, weights_of(world, read), len(optimizer.state))
-    if world.is_first:
-        found = {"numbers": numbers, "results": results, "again": again, "told": told, "newest": newest, "read": read}
-        torch.save(found, out / "results.pt")
-    everybody = scale.gather(world, [numbers])
-    assert all(other == numbers for other in everybody), everybody
-    scale.stop()
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+def distance(a: dict, b: dict) -> float:
+    """Between two sets of weights: that of the number that differs most."""
+    assert a.keys() == b.keys()
+    return max(float((a[name] - b[name]).detach().abs().max()) for name in a)
