@@ -14,7 +14,7 @@ Read in the order of the file: the model, the video, operations, bytes, seconds.
 float32 weights, bfloat16 arithmetic, gradient checkpointing, a question a pass. There are three ways to hold the model:
 
     replicas       every card has all of it
-    --shard        every card has 1/N of weights, gradients, optimiser and reference (lib/distributed.py); auto on several cards
+    --shard        every card has 1/N of weights, gradients, optimiser and reference (lib/sharding.py); auto on several cards
     --lora_rank    every card has the frozen model in bfloat16 and trains adapters (lib/lora.py); never sharded
 
 Left out on purpose: evaluation on the way, decoding of videos (other processes do it meanwhile), fragmentation. A card
@@ -35,6 +35,7 @@ from data import VideoSettings, frame_budget, frame_indices, num_video_tokens, s
 from lib import lora
 from lib.distributed import World
 from lib.flags import fill, flag, given_flags, make_parser
+from lib.run import KEEP_CHECKPOINTS
 from lib.sharding import worth_sharding
 
 
@@ -104,7 +105,6 @@ class Job:
     offload: bool = flag(False, "shard, and keep the shards in the machine's own memory")
     card: str = flag("a100", "kind of card: its memory and its rates", choices=tuple(CARDS))
     card_gb: float = flag(0.0, "memory of a card, in 10^9 bytes; 0: that of --card")
-    keep_checkpoints: int = flag(2, "how many of them stay")
 
     def __post_init__(self):
         self.card_gb = self.card_gb or CARDS[self.card].gigabytes
@@ -348,7 +348,7 @@ def verdict(model: Model, job: Job) -> str:
 
 def disk(model: Model, job: Job) -> dict[str, float]:
     """Bytes: checkpoints hold what is trained and both moments; a new one is complete before the oldest goes."""
-    checkpoints = (job.keep_checkpoints + 1) * 12 * trained(model, job)
+    checkpoints = (KEEP_CHECKPOINTS + 1) * 12 * trained(model, job)
     written = 4 * model.parameters
     if job.lora_rank:  # matrices that had an adapter are written in float32, the others as they are
         written = 2 * model.parameters + 2 * model.layers

@@ -6,7 +6,7 @@ import functools
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import TEXTS
+from conftest import ALONE, TEXTS
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils.flop_counter import FlopCounterMode
@@ -15,8 +15,11 @@ from video_files import pictures, read_sample, write_video
 
 import data
 import train
-from lib import distributed as scale
 from lib import lora, toy
+from lib.checkpoints import save_checkpoint, training_state
+from lib.distributed import World
+from lib.run import KEEP_CHECKPOINTS
+from lib.sharding import Sharding
 from model import GroupCache, VideoLM
 from tools import plan
 
@@ -137,9 +140,9 @@ def test_adapters_are_counted_as_lora_adds_them(model, model_folder, tmp_path):
     for p in learned:
         p.grad = torch.zeros_like(p)
     optimizer.step()
-    state = scale.training_state(model, optimizer)
+    state = training_state(model, optimizer)
     moments = size_of(t for name, t in state.items() if not name.endswith("/step"))
-    assert plan.disk(counted, dataclasses.replace(job, keep_checkpoints=1))["checkpoints"] == 2 * moments
+    assert plan.disk(counted, job)["checkpoints"] == (KEEP_CHECKPOINTS + 1) * moments
 
 
 @pytest.mark.parametrize("name, numbers", [("3b", 29_933_568), ("7b", 40_370_176)])
@@ -169,7 +172,7 @@ def test_a_shard_is_as_large_as_fsdp_makes_it(model, model_folder):
     """One of four ranks, the others pretended. FSDP divides first dimensions: of small tensors a rank has more."""
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=4)
     try:
-        scale.shard(scale.World(0, 4, torch.device("cpu")), model)
+        Sharding(World(0, 4, torch.device("cpu")), model)
         local = size_of(p.to_local() for p in model.hf.parameters())
         parts = [sum(p.numel() for p in part.parameters())
                  for part in (*model.visual.blocks, *model.text.layers)]
@@ -184,7 +187,7 @@ def test_a_shard_is_as_large_as_fsdp_makes_it(model, model_folder):
 @pytest.mark.parametrize("billions, gpus, card_gb, expected", [(8.3, 8, 80, True), (3.75, 8, 80, True),
                                                                (3.75, 8, 141, False), (8.3, 1, 80, False)])
 def test_auto_shards_by_the_rule_of_training(billions, gpus, card_gb, expected):
-    """scale.worth_sharding itself, asked about a card that is not here."""
+    """lib.sharding.worth_sharding itself, asked about a card that is not here."""
     model = dataclasses.replace(plan.count(plan.load_shape("3b")), parameters=int(billions * 1e9))
     job = plan.Job(gpus=gpus, card_gb=card_gb)
     assert plan.sharded(model, job) is expected
@@ -217,16 +220,15 @@ def test_the_verdict_names_only_what_helps():
 
 
 def test_a_checkpoint_is_as_large_as_predicted(model, model_folder, tmp_path):
-    """Weights and both moments; the largest item on a disk, and one more of it than --keep_checkpoints says."""
+    """Weights and both moments; the largest item on a disk, and one more of it than stay."""
     optimizer = train.make_optimizer(train.Config(), model, 1e-3)
     for p in model.hf.parameters():
         p.grad = torch.zeros_like(p)
     optimizer.step()
-    alone = scale.World(0, 1, torch.device("cpu"))
-    state = scale.training_state(model, optimizer)
-    scale.save_checkpoint(alone, tmp_path / "checkpoint-1", state)
+    state = training_state(model, optimizer)
+    save_checkpoint(ALONE, tmp_path / "checkpoint-1", state)
     counted = plan.count(plan.load_shape(str(model_folder)))
-    predicted = plan.disk(counted, plan.Job(keep_checkpoints=2))["checkpoints"] / 3
+    predicted = plan.disk(counted, plan.Job())["checkpoints"] / (KEEP_CHECKPOINTS + 1)
     written = sum(file.stat().st_size for file in (tmp_path / "checkpoint-1").iterdir())
     assert predicted < written < predicted + 2048 * len(state)  # a header for each tensor: nothing beside real ones
     assert plan.disk(counted, plan.Job(stage="answer"))["checkpoints"] == 0
@@ -396,7 +398,7 @@ def test_auto_shards_by_the_memory_of_the_card():
 
 def test_flags_that_train_py_has_too_mean_the_same():
     """A plan for another budget than the run's is no plan: names and published values are train.py's."""
-    published = {f.name: f.metadata["paper"] for f in dataclasses.fields(train.Config)}
+    published = {f.name: f.metadata["with_model"] for f in dataclasses.fields(train.Config)}
     shared = {f.name: f.default for f in dataclasses.fields(plan.Job) if f.name in published and f.name != "model"}
     assert len(shared) >= 9 and all(published[name] == value for name, value in shared.items())
 
