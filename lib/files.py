@@ -1,31 +1,44 @@
 """Files that are whole or not there: written under another name beside the place, then renamed."""
 
+import os
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+PARTIAL, REPLACED = "partial-", "replaced-"  # what a killed process may leave behind begins so
 
 
 @contextmanager
 def write_whole(path: str | Path) -> Iterator[Path]:
     """A path to write to, a file or a folder; what is there at the end takes the name `path`, in place of what had it.
 
-    When the writing fails, what was written goes and what had the name before stays.
+    When the writing fails, what was written goes and what had the name before stays. Several processes and threads may
+    write the same path: the last one to finish keeps it.
     """
-    path = Path(path)
-    partial, replaced = path.with_name(f"partial-{path.name}"), path.with_name(f"replaced-{path.name}")
+    path, own = Path(path), f"{os.getpid()}-{threading.get_ident()}-"
+    partial, replaced = (path.with_name(f"{prefix}{own}{path.name}") for prefix in (PARTIAL, REPLACED))
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in (partial, replaced):  # of a process that was killed
-        remove(left)
     try:
         yield partial
-    except BaseException:
+        if path.is_dir() and partial.exists():  # a folder takes no other's place in one go
+            path.rename(replaced)
+        partial.replace(path)
+    finally:
         remove(partial)
-        raise
-    if path.is_dir():  # a folder takes no other's place in one go
-        path.rename(replaced)
-    partial.replace(path)
     remove(replaced)
+
+
+def clear_leftovers(folder: Path) -> None:
+    """What a killed process has left in its own folder: half-written files and folders go. One that was just being
+    replaced gets its name back, if nothing has it yet."""
+    for left in folder.glob(f"{REPLACED}*"):
+        name = left.name.removeprefix(REPLACED).split("-", 2)[2]
+        if not (folder / name).exists():
+            left.rename(folder / name)
+    for left in (*folder.glob(f"{PARTIAL}*"), *folder.glob(f"{REPLACED}*")):
+        remove(left)
 
 
 def remove(path: Path) -> None:

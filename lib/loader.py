@@ -40,6 +40,7 @@ import torch
 from tqdm import tqdm
 
 from data import Clip, VideoSettings, read_video, video_arguments
+from lib.files import PARTIAL, write_whole
 from lib.readers import VideoError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -265,13 +266,10 @@ class FrameCache:
         path, size = self._path(key), clip.frames.nbytes
         if self.is_broken or size > self.most_bytes / 2:  # one that would drive all others out
             return
-        partial = path.with_name(f"{path.stem}.{os.getpid()}-{threading.get_ident()}.partial")
         try:
-            with open(partial, "wb") as file:
+            with write_whole(path) as partial, open(partial, "wb") as file:
                 np.savez(file, frames=clip.frames.numpy(), seconds=clip.seconds.numpy(), sample_fps=clip.sample_fps)
-            os.replace(partial, path)
         except OSError as error:
-            partial.unlink(missing_ok=True)
             self.is_broken = True
             tqdm.write(f"--frame_cache {self.folder}: nothing more is written to it, {error}")
             return
@@ -290,9 +288,9 @@ class FrameCache:
                 status = entry.stat()
             except FileNotFoundError:  # another process is faster
                 continue
-            if entry.name.endswith(".npz"):
+            if not entry.name.startswith(PARTIAL):
                 entries.append((status.st_mtime_ns, status.st_size, entry.path))
-            elif entry.name.endswith(".partial") and time.time() - status.st_mtime > 3600:  # of a killed process
+            elif time.time() - status.st_mtime > 3600:  # of a killed process
                 Path(entry.path).unlink(missing_ok=True)
         total = sum(size for _, size, _ in entries)
         for _, size, path in sorted(entries):

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from lib import checkpoints, memory
 from lib.answers import write_asked
 from lib.distributed import World
-from lib.files import write_whole
+from lib.files import clear_leftovers, write_whole
 from lib.questions import Questions
 from rewards import CONTINUOUS, DISCRETE
 
@@ -64,6 +64,7 @@ class Run:
         self.results: dict = json.loads(state.read_text()) if config.resume and state.exists() else {}
         self.seconds: dict = self.results.setdefault("seconds", {})
         if world.is_first:
+            clear_leftovers(self.out)
             write_json(self.out / "config.json", asdict(config))
             for name in ("metrics.jsonl", "completions.jsonl"):
                 cut_log(self.out / name, self.position() if config.resume else None)

@@ -13,6 +13,8 @@ from collections import Counter
 from itertools import chain
 from pathlib import Path
 
+from lib.files import write_whole
+
 TASKS = ("grounding", "qa", "gqa", "tracking", "classification", "captioning")
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 NUM_BOXES = 8  # of a tracking sample, as in VideoChat-R1
@@ -196,7 +198,7 @@ def write_jsonl(file: Path, samples: list[dict], source: Path | None = None) -> 
     `source` get their absolute path, so that they are found from there too."""
     moved = source is not None and file.parent.resolve() != source.parent.resolve()
     # Half a surrogate pair is no UTF-8, but JSON may hold it as \ud83d, which is just how backslashreplace writes it.
-    with open(file, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as lines:
+    with write_whole(file) as partial, open(partial, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as lines:
         for sample in samples:
             if moved and "video" in sample and (video := source.parent.resolve() / sample["video"]).exists():
                 sample = {**sample, "video": str(video)}

@@ -31,7 +31,6 @@ import hashlib
 import io
 import json
 import math
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -40,6 +39,7 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
+from lib.files import write_whole
 from lib.samples import LETTERS, NEEDED, NUM_BOXES, field_problem, find_problem, is_number
 
 # A folder of frames has no clock of its own: GOT-10k is annotated at 10 Hz, MVBench's TVQA frames are 3 a second.
@@ -601,7 +601,8 @@ def convert(name: str, src: Path, out: Path, split: str | None = None) -> int:
         print(f"sha256 {digest.hexdigest()}  {file}")
     for oddity, count in oddities(samples.values()).items():
         print(f"passed on as annotated: {count} {oddity}")
-    write_whole(out, b"".join(lines))
+    with write_whole(out) as partial:
+        partial.write_bytes(b"".join(lines))
     for line in unloadable(samples.values(), out):
         print(line)
     print(f"wrote {len(lines)} samples to {out}")
@@ -661,14 +662,3 @@ def unloadable(samples: Iterable[dict], out: Path) -> list[str]:
                 if (problem := find_problem(sample))]
     remedy = f"training refuses a file with such lines; `python data.py check {out}` sets {len(problems)} of them apart"
     return problems + [remedy] * bool(problems)
-
-
-def write_whole(out: Path, data: bytes) -> None:
-    """Write beside `out` and rename: another process sees all of the file or none of it, also after a full disk."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = out.with_name(f"{out.name}.{os.getpid()}.tmp")
-    try:
-        unfinished.write_bytes(data)
-        unfinished.replace(out)
-    finally:
-        unfinished.unlink(missing_ok=True)

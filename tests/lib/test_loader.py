@@ -311,7 +311,7 @@ def test_the_disk_forgets_what_was_not_used_for_longest(tmp_path):
 def test_what_a_killed_process_has_left_is_cleared_away(tmp_path):
     """Half-written files are no entries, so nothing would count them, nor ever delete them."""
     clip = clip_of_noise(frames=2, side=28)
-    old, new = tmp_path / "a.1-2.partial", tmp_path / "b.1-2.partial"
+    old, new = tmp_path / "partial-1-2-a.npz", tmp_path / "partial-1-2-b.npz"
     old.write_bytes(b"x")
     new.write_bytes(b"x")
     os.utime(old, (1, 1))
@@ -324,6 +324,7 @@ def test_a_disk_that_cannot_be_written_costs_the_cache_and_not_the_run(videos, t
     folder = tmp_path / "frames"
     with VideoLoader(num_workers=0, frame_cache=folder) as loader:
         folder.rmdir()
+        folder.touch()  # nothing can be written below a file
         assert len(loader.load(question(videos / "0.mp4")).frames) > 0
         assert len(loader.load(question(videos / "1.mp4")).frames) > 0
     assert capsys.readouterr().out.count(f"--frame_cache {folder}") == 1
