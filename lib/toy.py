@@ -19,7 +19,6 @@ answer. Imitation learns to be late, and as uncertain as they are; a reward that
 """
 
 import json
-import shutil
 from fractions import Fraction
 from pathlib import Path
 
@@ -27,6 +26,7 @@ import numpy as np
 
 from data import STYLES, build_prompt, target_text
 from lib.distributed import World
+from lib.files import write_whole
 from lib.samples import load_samples
 
 COLOURS = {"red": (230, 40, 40), "green": (40, 190, 60), "blue": (50, 70, 230), "yellow": (235, 215, 40)}
@@ -139,24 +139,26 @@ def make_samples(rng: np.random.Generator, name: str, event: tuple[str, int, int
 def write_dataset(out: Path, train: int, eval: int, seed: int) -> None:
     """`train` and `eval` clips as real .mp4 files under `out`/videos, with train.jsonl and eval.jsonl.
 
-    Left alone when `out` already holds what these settings give.
+    Left alone when `out` already holds what these settings give. Each of the four names in `out` appears whole: of several
+    runs that start together each finds all clips. What else lies there stays.
     """
     out, settings = Path(out), {"version": VERSION, "train": train, "eval": eval, "seed": seed}
     marker = out / "settings.json"
     if marker.exists() and json.loads(marker.read_text()) == settings:
         return
-    marker.unlink(missing_ok=True)
-    shutil.rmtree(out / "videos", ignore_errors=True)
-    (out / "videos").mkdir(parents=True)
-    for split, (name, clips) in enumerate((("train", train), ("eval", eval))):
-        with open(out / f"{name}.jsonl", "w", encoding="utf-8") as file:
+    lines: dict[str, list[str]] = {"train": [], "eval": []}
+    with write_whole(out / "videos") as folder:
+        folder.mkdir()
+        for split, (name, clips) in enumerate((("train", train), ("eval", eval))):
             for i in range(clips):
                 rng = np.random.default_rng([seed, split, i])
                 event, boxes, noisy = draw_event(rng), draw_path(rng, DURATION * FPS), bool(rng.integers(2))
-                write_mp4(out / "videos" / f"{name}-{i:04d}.mp4", render(rng, event, boxes, noisy))
-                for sample in make_samples(rng, f"{name}-{i:04d}", event, boxes, noisy):
-                    file.write(json.dumps(sample) + "\n")
-    marker.write_text(json.dumps(settings))
+                write_mp4(folder / f"{name}-{i:04d}.mp4", render(rng, event, boxes, noisy))
+                lines[name] += map(json.dumps, make_samples(rng, f"{name}-{i:04d}", event, boxes, noisy))
+    lines["settings"] = [json.dumps(settings)]  # last: it says that the rest is there
+    for name, text in lines.items():
+        with write_whole(out / f"{name}.json{'' if name == 'settings' else 'l'}") as file:
+            file.write_text("".join(line + "\n" for line in text), encoding="utf-8")
 
 
 # --- the model --------------------------------------------------------------------------------------------------------
