@@ -1,7 +1,9 @@
 """What several test files share: a tiny Qwen2.5-VL that is real in everything but its size, and prompts with video."""
 
+import contextlib
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -11,7 +13,9 @@ sys.path.insert(0, str(ROOT))
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from small_runs import CLIPS, SMALL  # noqa: E402
 
+import train  # noqa: E402
 from data import Clip, VideoSettings, prepare  # noqa: E402
 from lib import toy  # noqa: E402
 from lib.answers import SamplingSettings  # noqa: E402
@@ -105,3 +109,30 @@ def loader():
     """Decodes for the samples above, in this process."""
     with VideoLoader(VideoSettings(min_pixels=3136), num_workers=0) as loader:
         yield loader
+
+
+# ---- runs of train.py -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def whole_run(tmp_path_factory) -> Path:
+    """One run of all four stages in miniature, with a warm start long enough that groups have spread."""
+    folder = tmp_path_factory.mktemp("whole")
+    with contextlib.chdir(folder):
+        train.main([*SMALL, *CLIPS, "--out", "run", "--sft_steps", "50", "--sft_questions", "6", "--sft_lr", "3e-3",
+                    "--save_every", "25", "--num_workers", "1", "--select_k", "3", "--select_min_std", "0.01",
+                    "--select_min_mean", "0", "--group_size", "8", "--eval_every", "2", "--entropy_bonus", "0.001",
+                    "--frame_cache", "frames", "--frame_cache_gb", "0.1"])
+    return folder / "run"
+
+
+def copy_start(whole_run: Path, folder: Path) -> Path:
+    """A folder with the clips and, as `start`, a model that has learned enough for the rewards of a group to differ."""
+    shutil.copytree(whole_run / "warm_start", folder / "start")
+    shutil.copytree(whole_run.parent / "toy" / "seed0-6-4", folder / "toy")
+    return folder
+
+
+@pytest.fixture
+def started(whole_run, tmp_path) -> Path:
+    return copy_start(whole_run, tmp_path)

@@ -6,13 +6,13 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from conftest import ALONE
 from video_files import read_sample
 
 import data
 import eval
 import rewards
 import train
-from lib import distributed as scale
 from lib import toy
 from lib.captions import words_judge
 from lib.samples import TASKS, load_samples
@@ -129,7 +129,7 @@ def test_captions_do_not_change_the_tokenizer_of_a_run_without_them(tmp_path, mo
     monkeypatch.setattr(toy, "write_model", lambda folder, of_model, seed: texts.append(of_model))
     for tasks in ([], ["--tasks", "grounding", "captioning"]):
         config = train.parse_config(["--toy_train", "2", "--toy_eval", "1", "--out", "run", *tasks])
-        train.prepare_toy(config, scale.World(0, 1, torch.device("cpu")))
+        assert toy.prepare(config, ALONE) == ("run/initial", ["toy/seed0-2-1/train.jsonl"], ["toy/seed0-2-1/eval.jsonl"])
     without, with_captions = texts
     assert len(without) == 3 * 5 * 4 and not any("Describe" in text or "moves" in text for text in without)
     assert len(with_captions) == 3 * 6 * 4 and sum("Describe" in text for text in with_captions) == 9

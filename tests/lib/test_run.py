@@ -1,0 +1,254 @@
+"""The folder of a run: nothing in it is lost, written twice, or taken for what it is not; and what is logged of a step."""
+
+import contextlib
+import dataclasses
+import json
+import math
+import resource
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import ALONE, copy_start
+from processes import run_ranks
+from small_runs import CLIPS, SMALL, STARTED, assert_equal_runs, lines, weights
+
+import train
+from lib import lora
+from lib.checkpoints import names_in, newest_checkpoint
+from lib.distributed import World, start, stop
+from lib.questions import Questions
+from lib.run import BAD_STEPS, Clock, Run, cut_log, describe, logp_gaps, means_of_sums, records_of, warn_of_gap
+from model import VideoLM
+from rewards import Score
+
+
+def new_run(out: Path, *arguments: str) -> Run:
+    return Run(train.parse_config(["--out", str(out), *arguments]), ALONE, loader=None)
+
+
+# --- the folder -------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(whole_run, monkeypatch):
+    """A second start with the same --out must not cost the first one's result."""
+    before = {file: file.read_bytes() for file in whole_run.glob("*.json*")}
+    monkeypatch.chdir(whole_run.parent)
+    with pytest.raises(SystemExit, match="--overwrite"):
+        train.main([*SMALL, *CLIPS, "--out", "run"])
+    assert {file: file.read_bytes() for file in whole_run.glob("*.json*")} == before and len(before) > 5
+
+
+def test_overwriting_deletes_runs_only(tmp_path):
+    """`--out . --overwrite` in a folder of other things must not delete them."""
+    (tmp_path / "thesis.tex").write_text("years of work")
+    assert (new_run(tmp_path, "--overwrite").out / "thesis.tex").exists()
+    (tmp_path / "old.txt").touch()  # now it is a run's
+    new_run(tmp_path, "--overwrite")
+    assert [file.name for file in tmp_path.glob("*.txt")] == []
+
+
+def test_lines_behind_the_checkpoint_are_written_again_and_not_twice(tmp_path):
+    """A kill between two checkpoints leaves lines of steps that are about to be repeated, and half a line at the end."""
+    file = tmp_path / "metrics.jsonl"
+    records = [{"phase": p, "step": s} for p, s in (("sft", 1), ("sft", 2), ("grpo", 1), ("grpo", 2), ("grpo", 3))]
+    file.write_text("".join(json.dumps(r) + "\n" for r in records) + '{"phase": "gr')
+    cut_log(file, ("grpo", 2))
+    assert lines(file) == records[:4]
+    cut_log(file, ("sft", 1))
+    assert lines(file) == records[:1]
+    cut_log(file, None)  # a run that begins
+    assert lines(file) == []
+
+
+def test_a_full_disk_does_not_cost_the_best_model_so_far(tmp_path, model):
+    """Written in place, best/ would be half the new weights when the disk is full, and none of the old ones."""
+    run = new_run(tmp_path / "run")
+    run.save_model(model, "best")
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, unlimited[1]))
+    try:
+        with pytest.raises(Exception):
+            run.save_model(model, "best")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    saved = weights(tmp_path / "run" / "best")
+    assert all(torch.equal(saved[name], weight) for name, weight in model.hf.state_dict().items())
+    run.save_model(model, "best")  # there is room again; the leftovers are no obstacle
+    assert sorted(path.name for path in (tmp_path / "run").iterdir() if path.is_dir()) == ["best"]
+
+
+def test_a_checkpoint_of_another_kind_of_run_is_refused(model, tmp_path):
+    """Names that do not fit must not be skipped in silence: adapters that stay as they were drawn would be trained on."""
+    run, questions = new_run(tmp_path / "run", "--freeze_vision"), Questions([{"id": "a"}], 0, ALONE)
+    optimizer = train.make_optimizer(run.config, model, 1e-3)
+    run.save("sft", 1, model, optimizer, 0)
+    run.checkpoint = newest_checkpoint(run.out)
+    saved = names_in(run.checkpoint)
+    assert any("lm_head" in name or "embed_tokens" in name for name in saved)
+    assert not any("visual" in name for name in saved)  # frozen: not saved
+    assert run.restore("sft", model, optimizer, questions) == 1
+    everything = dataclasses.replace(run.config, freeze_vision=False)
+    with pytest.raises(ValueError, match="visual"):  # as it is now, its vision tower would be lost at the next save
+        run.restore("sft", model, train.make_optimizer(everything, model, 1e-3), questions)
+    lora.add_adapters(model.hf, 4, 8.0, lora.TARGETS, 0)
+    with pytest.raises(ValueError, match="lora_A"):
+        run.restore("sft", model, train.make_optimizer(run.config, model, 1e-3), questions)
+
+
+def test_a_resumed_run_goes_on_where_it_stood_and_keeps_two_checkpoints(model, tmp_path):
+    """The step, the place in the stream and the seconds; a checkpoint of the other phase is not this phase's."""
+    samples = [{"id": str(i)} for i in range(7)]
+    run, questions = new_run(tmp_path / "run", "--save_every", "2"), Questions(samples, 0, ALONE)
+    optimizer = train.make_optimizer(run.config, model, 1e-3)
+    for step in run.steps("sft", 7, model, optimizer, questions):
+        questions.take(3)
+        run.seconds["sft"] = 10.0 * (step + 1)
+        if step == 6:
+            break  # killed in step 7
+    assert sorted(path.name for path in run.out.glob("checkpoint-*")) == ["checkpoint-0-sft-000004", "checkpoint-0-sft-000006"]
+    again, stream = new_run(tmp_path / "run", "--resume"), Questions(samples, 0, ALONE)
+    assert again.position() == ("sft", 6)
+    assert again.restore("grpo", model, optimizer, stream) == 0 and stream.cursor == 0
+    assert list(again.steps("sft", 7, model, optimizer, stream)) == [6]
+    assert stream.cursor == 18 and again.seconds["sft"] == 60.0
+
+
+# --- out of memory ----------------------------------------------------------------------------------------------------
+
+FOUR_STEPS = [*STARTED, "--sft_steps", "0", "--save_every", "100"]
+
+
+@pytest.fixture(scope="module")
+def unbroken(whole_run, tmp_path_factory) -> Path:
+    """A run of four steps that needs no more memory than there is; beside it its model and data."""
+    folder = copy_start(whole_run, tmp_path_factory.mktemp("memory"))
+    with contextlib.chdir(folder):
+        train.main([*FOUR_STEPS, "--out", "unbroken"])
+    return folder / "unbroken"
+
+
+@pytest.mark.parametrize("fails_in", ["sampling", "scoring", "the optimiser's step"])
+def test_running_out_of_memory_costs_no_finished_step(unbroken, started, monkeypatch, fails_in):
+    """Hours of training between two checkpoints, gone with the longest prompt of the data: what the steps before it have
+    learned is saved, and the run that goes on from there is the run that never failed."""
+    monkeypatch.chdir(started)
+
+    def too_much_in(call, nth):
+        calls = []
+
+        def counted(*args, **named):
+            calls.append(call)
+            if len(calls) == nth:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return call(*args, **named)
+        return counted
+
+    target, name = {"sampling": (VideoLM, "generate"), "scoring": (VideoLM, "logprobs_packed"),
+                    "the optimiser's step": (torch.optim.AdamW, "step")}[fails_in]
+    with monkeypatch.context() as patched:
+        patched.setattr(target, name, too_much_in(getattr(target, name), {"scoring": 5}.get(fails_in, 3)))
+        with pytest.raises(SystemExit) as caught:
+            train.main([*FOUR_STEPS, "--out", "broken"])
+    text = str(caught.value)
+    assert "out of memory in grpo step 3, in " + fails_in in text and "--resume" in text
+    assert (started / "broken" / "checkpoint-1-grpo-000002").exists()
+    train.main([*FOUR_STEPS, "--out", "broken", "--resume"])
+    assert_equal_runs(unbroken, started / "broken")
+
+
+# --- what is logged of a step -----------------------------------------------------------------------------------------
+
+
+def test_only_steps_in_a_row_without_a_finite_gradient_end_a_run(tmp_path):
+    """In bfloat16 a step that overflows comes and goes; one count over the whole run would end every long one."""
+    run = new_run(tmp_path / "run")
+
+    def step(norm):
+        run.check_gradient({"phase": "sft", "step": 9, "grad_norm": norm}, ["a", "b"])
+
+    for norm in [None] * (BAD_STEPS - 1) + [0.5] + [None] * (BAD_STEPS - 1):
+        step(norm)
+    with pytest.raises(SystemExit, match=r"sft step 9: 5 steps in a row .*\['a', 'b'\]"):
+        step(None)
+
+
+def group(name: str, rewards: list[float], gap: float | None = None, lengths=(2, 3)):
+    """As much of a grpo.Group as is logged. `gap`: how far each token's scored log-probability is from its sampled one."""
+    mask = torch.arange(3) < torch.tensor(lengths)[:, None]  # (G, C)
+    sampled = torch.full((2, 3), -1.0)
+    junk = torch.where(mask, 0.0, math.nan)  # what stands behind the end token
+    return SimpleNamespace(prompt=SimpleNamespace(sample={"id": name}), mask=mask, num_tokens=int(mask.sum()),
+                           texts=["x", "y"], scores=[Score(r, {"accuracy": r}, "ok") for r in rewards],
+                           reasons=["ok", "truncated"], advantages=torch.tensor([1.0, -1.0]), sampled_logps=sampled,
+                           old_logps=None if gap is None else sampled + gap + junk, is_live=len(set(rewards)) > 1)
+
+
+def test_a_gap_of_log_probabilities_is_that_of_chosen_tokens():
+    """Padding behind the end token has been scored too, as anything; and a group without spread has not been scored."""
+    gaps = logp_gaps(ALONE, [group("a", [1, 0], 0.25), group("b", [1, 0], -0.5, lengths=(1, 1)), group("c", [1, 1])])
+    assert gaps["logp_gap_mean"] == pytest.approx((5 * 0.25 + 2 * 0.5) / 7) and gaps["logp_gap_max"] == 0.5
+    assert logp_gaps(ALONE, []) == {"logp_gap_mean": 0.0, "logp_gap_max": 0.0}
+
+
+def test_a_step_is_described_by_all_that_was_sampled():
+    """Groups that --resample has replaced were sampled and scored too; what remains dead is counted among what is kept."""
+    sampled = SimpleNamespace(groups=[group("a", [1, 0]), group("b", [1, 1])], replaced=[group("c", [0, 0])], unreadable=1,
+                              resampled=1)
+    line = describe(ALONE, sampled)
+    assert line == {"reward": pytest.approx(3 / 6), "accuracy": pytest.approx(3 / 6), "length": 2.5, "sampled": 15,
+                    "truncated": 3, "groups": 2, "dead_groups": 1, "unreadable": 1, "resampled": 1}
+    first, second = records_of(sampled.groups[0], 4)
+    assert first == {"phase": "grpo", "step": 4, "id": "a", "completion": "x", "reward": 1, "parts": {"accuracy": 1},
+                     "reason": "ok", "advantage": 1.0} and second["reason"] == "truncated"
+
+
+def test_a_step_without_a_single_question_is_a_line_too():
+    """All videos of a step unreadable: a division by zero would end the run that was to survive them."""
+    line = describe(ALONE, SimpleNamespace(groups=[], replaced=[], unreadable=3, resampled=0))
+    assert line["reward"] == line["length"] == line["groups"] == 0 and line["unreadable"] == 3
+    assert means_of_sums(ALONE, Counter()) == {"loss": 0, "kl": 0, "clip_fraction": 0, "ratio": 0}
+
+
+def log_of_two_ranks(out: Path) -> None:
+    """One rank has two groups, the other nothing at all."""
+    world = start("cpu", wait_minutes=1)
+    groups = [group("a", [1, 0], 0.25), group("b", [1, 1])] if world.is_first else []
+    sums = Counter(loss=0.5, tokens=10, kl_sum=2.0, ratio_sum=10.0, clipped_tokens=1, entropy_sum=5.0) if groups else Counter()
+    line = {**describe(world, SimpleNamespace(groups=groups, replaced=[], unreadable=1, resampled=0)),
+            **means_of_sums(world, sums), **logp_gaps(world, groups)}
+    (out / f"rank{world.rank}.json").write_text(json.dumps(line))
+    stop(world)
+
+
+def test_ranks_log_the_same_although_one_has_nothing(tmp_path):
+    """A rank without groups makes the same calls as the others, or all wait; and its empty sums do not halve the means."""
+    run_ranks(tmp_path, 2, log_of_two_ranks, tmp_path)
+    first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second and first["entropy"] == 0.5 and first["kl"] == 0.2 and first["logp_gap_mean"] == 0.25
+    assert first["reward"] == 0.75 and first["groups"] == 2 and first["unreadable"] == 2
+
+
+def test_the_alarm_of_a_gap_has_a_limit_for_each_device(capsys):
+    """The rounding of bfloat16 is no alarm on a GPU, and would be one on a CPU."""
+    for device, gap, warns in (("cpu", 5e-5, False), ("cpu", 1e-3, True), ("cuda", 1e-3, False), ("cuda", 0.1, True)):
+        warn_of_gap({"logp_gap_mean": gap}, torch.device(device))
+        assert ("position, mask or temperature" in capsys.readouterr().out) == warns
+
+
+def test_a_clock_gives_each_second_to_one_phase(monkeypatch):
+    """A phase that is named twice adds up, what lies behind `stop` is nobody's, and the watch hears of each phase."""
+    now, named = [100.0], []
+    monkeypatch.setattr("lib.run.time", SimpleNamespace(time=lambda: now[0]))
+    world = World(0, 1, torch.device("cpu"), SimpleNamespace(enter=named.append))
+    clock = Clock(world, "grpo step 3")
+    for phase, seconds in (("wait", 1.0), ("sample", 2.0), ("wait", 3.0)):
+        clock(phase)
+        now[0] += seconds
+    clock.stop()
+    now[0] += 50
+    clock.stop()
+    assert clock.rounded() == {"wait": 4.0, "sample": 2.0} and clock.share("wait") == pytest.approx(4 / 6, abs=1e-4)
+    assert named == ["grpo step 3", "grpo step 3: wait", "grpo step 3: sample", "grpo step 3: wait"]
