@@ -63,6 +63,7 @@ def answer_all(model, loader, samples: list[dict], world: World, sampling: Sampl
         answered += batch
         bar.update(min(len(samples) - bar.n, sampling.batch * world.size))
     bar.close()
+    world.phase(f"{title}: waiting for the answers of the others")  # also where nothing was left to ask
     done |= {prediction["id"]: prediction for prediction in world.all_gather(answered)}
     return [done[sample["id"]] for sample in samples]
 

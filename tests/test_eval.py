@@ -525,18 +525,18 @@ def test_prompts_without_thinking_get_completions_without_a_thought():
 def test_what_is_written_down_is_not_asked_again(model, loader, samples, tmp_path):
     """Resuming that asks everything anew is none; one that returns the answers in another order scores them against
     other truths. Without a model, any question that is asked raises."""
-    first = answer_all(model, loader, samples, ALONE, ASKING, "", tmp_path / "partial")
+    first = answer_all(model, loader, samples, ALONE, ASKING, score, "", tmp_path / "partial")
     assert [p["id"] for p in first] == [s["id"] for s in samples]
-    assert answer_all(None, loader, samples, ALONE, ASKING, "", tmp_path / "partial") == first
-    assert answer_all(None, loader, samples[::-1], ALONE, ASKING, "", tmp_path / "partial") == first[::-1]
+    assert answer_all(None, loader, samples, ALONE, ASKING, score, "", tmp_path / "partial") == first
+    assert answer_all(None, loader, samples[::-1], ALONE, ASKING, score, "", tmp_path / "partial") == first[::-1]
     with pytest.raises(AttributeError):
-        answer_all(None, loader, samples, ALONE, ASKING, "", tmp_path / "elsewhere")
+        answer_all(None, loader, samples, ALONE, ASKING, score, "", tmp_path / "elsewhere")
 
 
 def test_half_of_the_answers_and_a_torn_line_lead_to_the_same_result(model, loader, samples, tmp_path):
     """The kill comes at any byte. What was answered stays as it was (marked here), the torn answer is given anew, and
     the new lines do not run into the torn one, so that the next resume reads them too."""
-    whole = answer_all(model, loader, samples, ALONE, ASKING, "")
+    whole = answer_all(model, loader, samples, ALONE, ASKING, score, "")
     folder = tmp_path / "partial"
     folder.mkdir()
     marked = [{**p, "completions": ["as it was"] * 2} for p in whole]
@@ -545,8 +545,8 @@ def test_half_of_the_answers_and_a_torn_line_lead_to_the_same_result(model, load
     with open(folder / "rank0.jsonl", "a") as file:
         file.write("\n" + json.dumps(marked[4])[:-7])
     expected = [marked[i] if i in (0, 2, 3) else whole[i] for i in range(len(whole))]
-    assert answer_all(model, loader, samples, ALONE, ASKING, "", folder) == expected
-    assert answer_all(None, loader, samples, ALONE, ASKING, "", folder) == expected
+    assert answer_all(model, loader, samples, ALONE, ASKING, score, "", folder) == expected
+    assert answer_all(None, loader, samples, ALONE, ASKING, score, "", folder) == expected
 
 
 def test_a_prompt_that_is_too_long_costs_its_own_sample(model, loader, samples):
@@ -556,11 +556,11 @@ def test_a_prompt_that_is_too_long_costs_its_own_sample(model, loader, samples):
     prompts, _ = load_prompts(model, loader, samples, "think", limit)
     assert max(len(prompt.ids) for prompt in prompts) < limit
     asking = SamplingSettings("think", 6, limit, num_samples=2, temperature=1.0, batch=3)
-    predictions = answer_all(model, loader, [samples[0], long, samples[1]], ALONE, asking, "")
+    predictions = answer_all(model, loader, [samples[0], long, samples[1]], ALONE, asking, score, "")
     failed = predictions.pop(1)
     assert failed["reasons"] == ["prompt_too_long"] * 2 and failed["rewards"] == [0.0] * 2
     assert failed["completions"] == ["", ""] and f"more than {limit}" in failed["problem"]
     assert failed["parts"] == [{"accuracy": 0.0, "format": 0.0}] * 2
-    assert predictions == answer_all(model, loader, samples[:2], ALONE, asking, "")
+    assert predictions == answer_all(model, loader, samples[:2], ALONE, asking, score, "")
     with pytest.raises(PromptTooLong, match="more than 1200"):
         load_prompts(model, loader, [long], "think", limit)

@@ -3,6 +3,7 @@
 What is printed is the completion, and what the parser of the rewards reads in it.
 """
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from grpo import completion_mask
 from lib.answers import SamplingSettings
 from lib.distributed import World
 from lib.loader import VideoLoader
+from lib.memory import note_if_out_of_memory, sizes
 from lib.questions import sampling_seed, with_style
 from lib.tables import WHY_UNREADABLE
 from model import VideoLM
@@ -35,6 +37,7 @@ def answer_one(args, world: World, settings: VideoSettings, sampling: SamplingSe
     with VideoLoader(settings, num_workers=min(args.num_workers, 1)) as loader:
         clip = loader.load(sample)  # first: a video that cannot be read is known before a large model is loaded
     model = VideoLM.load(args.model, world.device)
+    model.compile_decoding = args.compile
     prompt = prepare(sample, clip, model.tokenizer, args.prompt, max_prompt_tokens=args.max_prompt_tokens,
                      tokens_per_second=model.tokens_per_second, device=model.device)
     for text, ended in complete(model, prompt, sampling):
@@ -46,7 +49,8 @@ def answer_one(args, world: World, settings: VideoSettings, sampling: SamplingSe
 
 def complete(model, prompt: Prompt, sampling: SamplingSettings) -> list[tuple[str, bool]]:
     """K completions of one prompt, each with whether it came to its end: `grpo.rollout` without the scores."""
-    with torch.no_grad():
+    completions = f"{sampling.num_samples} completions of up to {sampling.max_new_tokens} tokens"
+    with torch.no_grad(), note_if_out_of_memory("sampling", partial(sizes, [prompt], completions)):
         (video,) = model.encode_prompts([prompt])
         [(tokens, _)] = model.generate(
             [model.embed(prompt.ids, video)], [prompt.positions], group_size=sampling.num_samples,

@@ -167,7 +167,8 @@ def run(arguments: list[str] | None = None) -> None:
         elif world.is_first:
             answer_one(args, world, settings, sampling)
     except torch.OutOfMemoryError as error:
-        raise SystemExit(memory.message(error, world.device) + "\nWhat was answered is kept: the same command goes on") from None
+        kept = "" if args.video else "\nWhat was answered is kept: the same command, with another --batch too, goes on"
+        raise SystemExit(memory.message(error, world.device) + kept) from None
     stop(world)
 
 

@@ -1,5 +1,6 @@
 """A language model as the judge: its verdict is its next token, in any batch, and it reaches reward and metrics."""
 
+import functools
 import json
 import math
 
@@ -203,8 +204,9 @@ def test_reward_rollout_and_metrics_ask_the_judge_they_are_given(model, monkeypa
         tokens = torch.tensor([model.tokenizer(SAID).input_ids + [model.tokenizer.eos_token_id]])
         sampled = [(tokens, torch.zeros(tokens.shape))]
         monkeypatch.setattr(model, "generate", lambda *arguments, **named: sampled)
-        group, = grpo.rollout(model, [prepare(SAMPLE, None, model.tokenizer, "think")], group_size=1, max_new_tokens=99,
-                              temperature=1.0, seeds=[0], judge=says)
+        group, = grpo.rollout(model, [prepare(SAMPLE, None, model.tokenizer, "think")],
+                              functools.partial(rewards.score, judge=says), group_size=1, max_new_tokens=99,
+                              temperature=1.0, seeds=[0])
         assert group.texts == [SAID] and group.scores[0].parts == {"event_recall": recall, "format": 1.0}
     assert rewards.score(SAMPLE, SAID).parts["event_recall"] == 0.5  # the rules
 

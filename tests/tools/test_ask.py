@@ -6,37 +6,68 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import ALONE, ASKING, ROOT
 from made_samples import says
 
 from data import prepare
 from eval import answer_all
+from lib import kernels
 from lib.answers import SamplingSettings
+from model import decoder_layer
+from rewards import score
 from tools import ask
 from tools.ask import complete, what_is_read
 from tools.evaluate import run
 
 
-def start(model_folder, video, *more):
-    command = [sys.executable, str(ROOT / "eval.py"), "--model", str(model_folder), "--video", str(video),
-               "--device", "cpu", "--min_pixels", "3136", "--max_new_tokens", "6", "--num_workers", "0", *more]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+def flags(model_folder, video, *more):
+    return ["--model", str(model_folder), "--video", str(video), "--device", "cpu", "--min_pixels", "3136",
+            "--max_new_tokens", "6", *more]
 
 
-def test_one_question_is_answered_and_read(clips, model_folder):
+TRACKING = ("--num_workers", "0", "--task", "tracking", "--question", "white square", "--box", "0.1", "0.1", "0.3", "0.4")
+
+
+def test_one_question_is_answered_and_read(clips, model_folder, capsys):
     """What everybody tries first: no data file, no output folder, no truth."""
-    result = start(model_folder, clips / "videos" / "eval-0000.mp4", "--task", "tracking", "--question", "white square",
-                 "--box", "0.1", "0.1", "0.3", "0.4", "--num_samples", "2")
-    assert result.returncode == 0, result.stderr[-2000:]
-    assert result.stdout.count("read as: ") == 2 and "(cut at --max_new_tokens 6)" in result.stdout
+    run(flags(model_folder, clips / "videos" / "eval-0000.mp4", *TRACKING, "--num_samples", "2"))
+    printed = capsys.readouterr().out
+    assert printed.count("read as: ") == 2 and "(cut at --max_new_tokens 6)" in printed
 
 
 def test_a_video_that_cannot_be_read_is_one_line_and_status_1(model_folder, tmp_path):
+    """As a user starts it, with a process that decodes."""
     (tmp_path / "a.mp4").write_bytes(b"no video")
-    result = start(model_folder, tmp_path / "a.mp4", "--task", "grounding", "--question", "a man falls")
+    command = [sys.executable, str(ROOT / "eval.py"),
+               *flags(model_folder, tmp_path / "a.mp4", "--task", "grounding", "--question", "a man falls")]
+    result = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120)
     assert result.returncode == 1 and "Traceback" not in result.stderr
     assert "error: " in result.stderr.splitlines()[-1] and "a.mp4" in result.stderr.splitlines()[-1]
+
+
+def test_one_question_is_asked_with_a_compiled_layer_on_request(clips, model_folder, monkeypatch, capsys):
+    """A flag that is accepted and forgotten is believed to make it faster."""
+    asked = []
+    monkeypatch.setattr(kernels, "compiled", lambda layer: asked.append(layer) or layer)
+    video = clips / "videos" / "eval-0000.mp4"
+    run(flags(model_folder, video, *TRACKING))
+    assert not asked
+    plain = capsys.readouterr().out
+    run(flags(model_folder, video, *TRACKING, "--compile"))
+    assert set(asked) == {decoder_layer} and capsys.readouterr().out == plain
+
+
+def test_running_out_of_memory_names_the_sample_and_the_flags(clips, model_folder, monkeypatch):
+    """A traceback of the library says neither how long the prompt was nor what to lower."""
+    def fail(*arguments, **named):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(ask.VideoLM, "generate", fail)
+    with pytest.raises(SystemExit) as end:
+        run(flags(model_folder, clips / "videos" / "eval-0000.mp4", *TRACKING))
+    assert "in sampling eval-0000.mp4 (prompt of " in end.value.code and "--total_pixels" in end.value.code
+    assert "Tried to allocate 2.00 GiB" in end.value.code and "answered" not in end.value.code
 
 
 def test_each_task_is_asked_with_its_flags_and_read_from_its_tags(clips, model_folder, monkeypatch, capsys):
@@ -61,7 +92,7 @@ def test_each_task_is_asked_with_its_flags_and_read_from_its_tags(clips, model_f
 def test_one_question_gets_the_completions_that_a_data_set_would(model, loader, samples):
     """Asked alone, without a truth, a model must say what it says in an evaluation."""
     for asking in (ASKING, SamplingSettings("think", 6)):
-        expected = answer_all(model, loader, samples, ALONE, asking, "")
+        expected = answer_all(model, loader, samples, ALONE, asking, score, "")
         for sample, prediction in zip(samples, expected):
             prompt = prepare(sample, loader.load(sample), model.tokenizer, tokens_per_second=model.tokens_per_second)
             said = complete(model, prompt, asking)

@@ -2,43 +2,47 @@
 
 import hashlib
 import json
-import os
 import random
-import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 from conftest import ALONE, ASKING, ROOT
 from made_samples import grounding, qa, says
+from processes import read, run_ranks, start_ranks
 
 from data import Clip, prepare
 from eval import answer_all, f1, values_of
-from lib import toy
+from lib import kernels, toy
 from lib.captions import words_judge
 from lib.questions import load_prompts
 from lib.tables import METRICS
+from model import VideoLM, decoder_layer
+from rewards import score
 from tools import ask, evaluate
 from tools.evaluate import black, one_frame, probe_samples, run, shuffled
 
 
+def arguments(clips, model_folder, out, *more):
+    return ["--model", str(model_folder), "--data", str(clips / "eval.jsonl"), "--out", str(out),
+            "--max_new_tokens", "6", "--min_pixels", "3136", "--tasks", "qa", "tracking", "--device", "cpu",
+            "--num_workers", "0", *more]
+
+
+def read_lines(file):
+    return [json.loads(line) for line in open(file)]
+
+
 @pytest.fixture(scope="module")
 def answered(model_folder, tmp_path_factory):
-    """eval.py as a user starts it, on two processes, three completions each; one of the five videos is broken."""
+    """Two processes, three completions each; one of the five videos is broken."""
     folder = tmp_path_factory.mktemp("answered")
     toy.write_dataset(folder, train=1, eval=5, seed=0)
     (folder / "videos" / "eval-0003.mp4").write_bytes(b"no video")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(ROOT / "eval.py"),
-               "--model", str(model_folder), "--data", "eval.jsonl", "--out", "out", "--num_samples", "3", "--batch", "2",
-               "--max_new_tokens", "6", "--min_pixels", "3136", "--tasks", "qa", "tracking", "--device", "cpu",
-               "--num_workers", "1"]
-    result = subprocess.run(command, cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
-                            timeout=240)
-    assert result.returncode == 0, result.stderr[-3000:]
-    return folder, result.stdout
+    run_ranks(folder / "log", 2, run, arguments(folder, model_folder, folder / "out", "--num_samples", "3", "--batch", "2"))
+    return folder, read(folder / "log", 0)
 
 
 def test_every_sample_is_answered_once_whatever_the_number_of_processes(answered):
@@ -67,16 +71,20 @@ def test_an_unreadable_video_counts_zero_and_is_named(answered):
 def test_one_process_gives_the_same_completions(answered, model_folder):
     """Noise belongs to the question: neither the batch nor the rank may decide what is sampled."""
     folder, _ = answered
-    by_two = [json.loads(line)["completions"] for line in open(folder / "out" / "predictions.jsonl")]
-    old = Path.cwd()
-    os.chdir(folder)
-    try:
-        run(["--model", str(model_folder), "--data", "eval.jsonl", "--out", "alone", "--num_samples", "3", "--batch", "7",
-                   "--max_new_tokens", "6", "--min_pixels", "3136", "--tasks", "qa", "tracking", "--device", "cpu",
-                   "--num_workers", "0"])
-    finally:
-        os.chdir(old)
-    assert [json.loads(line)["completions"] for line in open(folder / "alone" / "predictions.jsonl")] == by_two
+    by_two = [line["completions"] for line in read_lines(folder / "out" / "predictions.jsonl")]
+    run(arguments(folder, model_folder, folder / "alone", "--num_samples", "3", "--batch", "7"))
+    assert [line["completions"] for line in read_lines(folder / "alone" / "predictions.jsonl")] == by_two
+
+
+@pytest.mark.slow
+def test_torchrun_starts_eval_py(answered, model_folder):
+    """As a user starts it, with processes that decode. The processes of the other tests are forks."""
+    folder, _ = answered
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(ROOT / "eval.py"),
+               *arguments(folder, model_folder, folder / "torchrun", "--num_samples", "3", "--num_workers", "1")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert read_lines(folder / "torchrun" / "predictions.jsonl") == read_lines(folder / "out" / "predictions.jsonl")
 
 
 # ---- how sure, and for which kind of question ------------------------------------------------------------------------
@@ -178,15 +186,6 @@ def test_a_probe_is_compared_on_its_own_samples():
 # ---- a data set, killed and asked again ------------------------------------------------------------------------------
 
 
-def arguments(clips, model_folder, out, *more):
-    return ["--model", str(model_folder), "--data", str(clips / "eval.jsonl"), "--out", str(out),
-            "--max_new_tokens", "6", "--min_pixels", "3136", "--tasks", "qa", "tracking", "--device", "cpu", "--num_workers", "0", *more]
-
-
-def read_lines(file):
-    return [json.loads(line) for line in open(file)]
-
-
 @pytest.fixture(scope="module")
 def probed(clips, model_folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("probed") / "out"
@@ -257,24 +256,54 @@ def test_a_killed_evaluation_goes_on_with_another_number_of_processes(clips, mod
     """Two processes are killed as soon as an answer is on disk; one process finishes with the answers of a run that was
     never interrupted. Hours of inference lost at the last question are the commonest loss of all."""
     out = tmp_path / "out"
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
-    # Without torchrun between: its workers would outlive it.
-    ranks = [subprocess.Popen(
-        [sys.executable, str(ROOT / "eval.py"), *arguments(clips, model_folder, out, "--batch", "1")],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost",
-             "MASTER_PORT": port}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for rank in range(2)]
+    ranks = start_ranks(tmp_path / "log", 2, run, arguments(clips, model_folder, out, "--batch", "1"))
     deadline = time.time() + 120
     while not any(file.stat().st_size for file in out.glob("partial/rank*.jsonl")) and time.time() < deadline:
         time.sleep(0.001)
     for process in ranks:
         process.kill()
-        process.wait()
+        process.join()
     assert list(out.glob("partial/rank*.jsonl")) or (out / "predictions.jsonl").exists()
     run(arguments(clips, model_folder, out))
     assert read_lines(out / "predictions.jsonl") == read_lines(probed / "predictions.jsonl")
     assert not (out / "partial").exists()
+
+
+def test_running_out_of_memory_names_the_samples_and_costs_no_answer(clips, model_folder, probed, tmp_path, monkeypatch):
+    """The longest video of a benchmark comes late: a traceback there used to say nothing of it, nor whether the hours
+    before were lost. Here the second of four batches fails; the same command asks the other three and not the first."""
+    batches, generate = [], VideoLM.generate
+
+    def fail_once(model, embeds, *rest, **named):
+        batches.append(len(embeds))
+        if len(batches) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return generate(model, embeds, *rest, **named)
+
+    monkeypatch.setattr(VideoLM, "generate", fail_once)
+    again = arguments(clips, model_folder, tmp_path / "out", "--batch", "2")
+    with pytest.raises(SystemExit) as end:
+        run(again)
+    third = read_lines(probed / "predictions.jsonl")[2]["id"]
+    assert f"{third} (prompt of " in end.value.code and "1 completions each of up to 6 tokens" in end.value.code
+    assert "--batch" in end.value.code and "the same command" in end.value.code
+    assert not (tmp_path / "out" / "predictions.jsonl").exists()
+    run(again)
+    assert batches == [2] * 5
+    assert read_lines(tmp_path / "out" / "predictions.jsonl") == read_lines(probed / "predictions.jsonl")
+
+
+def test_a_data_set_is_asked_with_a_compiled_layer_on_request(clips, model_folder, probed, tmp_path, monkeypatch):
+    """A flag that is accepted and forgotten is believed to make it faster. It does not decide what is answered, so a file
+    may be finished with it that was begun without."""
+    asked = []
+    monkeypatch.setattr(kernels, "compiled", lambda layer: asked.append(layer) or layer)
+    run(arguments(clips, model_folder, tmp_path, "--compile"))
+    assert set(asked) == {decoder_layer}
+    assert read_lines(tmp_path / "predictions.jsonl") == read_lines(probed / "predictions.jsonl")
+    asked.clear()
+    run(arguments(clips, model_folder, tmp_path, "--overwrite"))
+    assert not asked
 
 
 def test_prompts_that_are_too_long_are_counted_and_named(clips, model_folder, tmp_path, capsys):
@@ -406,5 +435,5 @@ def test_the_change_reaches_the_model(model, loader, samples):
     assert not torch.equal(intact, dark) and dark.std(dim=0).max() == 0
     asked = []
     look = lambda sample, clip: asked.append(sample["id"]) or clip  # noqa: E731
-    answer_all(model, loader, samples, ALONE, ASKING, "", change=look)
+    answer_all(model, loader, samples, ALONE, ASKING, score, "", change=look)
     assert asked == [sample["id"] for sample in samples]

@@ -1,21 +1,19 @@
 """Selection from files: of answers, and of what a training run has logged."""
 
 import json
-import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
 from made_samples import CONTINUOUS, DISCRETE, LETTERS, SPAN
 import torch
 
 import data
 import grpo
 import rewards
-import train
+from lib.run import records_of
 from lib.samples import load_samples
 from lib.selection import BINS, report_text
-from tools.data_commands import parse_arguments, run_command
+from tools.data_commands import main, parse_arguments, run_command
 from tools.select import read_predictions, write_selection
 
 
@@ -33,17 +31,16 @@ def test_predictions_that_are_none_are_named_by_line(tmp_path):
             read_predictions(file)
 
 
-def test_the_command_writes_the_kept_lines_as_they_were_and_the_report(tmp_path, capsys):
+def test_the_command_writes_the_kept_lines_as_they_were_and_the_report(tmp_path, capsys, monkeypatch):
     """The selection is training data: a field lost or reformatted here is lost for training."""
     samples = [{**sample, "video": "v.mp4", "note": "ü"} for sample, _ in DISCRETE + CONTINUOUS]
     (tmp_path / "x.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
     predictions = tmp_path / "run" / "predictions.jsonl"
     predictions.parent.mkdir()
     predictions.write_text("".join(json.dumps(p) + "\n" for _, p in reversed(DISCRETE + CONTINUOUS)))
-    command = [sys.executable, str(ROOT / "data.py"), "select", str(predictions), "--data",
-               str(tmp_path / "x.jsonl"), "--out", str(tmp_path / "new" / "selected.jsonl"),
-               "--min_mean", "0.03"]
-    assert run_command(parse_arguments(command[2:])) == 0
+    command = ["data.py", "select", str(predictions), "--data", str(tmp_path / "x.jsonl"), "--out",
+               str(tmp_path / "new" / "selected.jsonl"), "--min_mean", "0.03"]
+    assert run_command(parse_arguments(command[1:])) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("selected 4 of 8 samples\n") and "4 of 8 samples kept in" in printed.splitlines()[-1]
     assert "high_variance_good 2" in printed and "grounding: 2 of 4, std at least 0.1, mean 0.03\n" in printed
@@ -53,17 +50,18 @@ def test_the_command_writes_the_kept_lines_as_they_were_and_the_report(tmp_path,
     assert report["bins"]["mixed"] == 2 and report["tasks"]["grounding"]["min_mean"] == 0.03
     assert report["source"] == "predictions"
     predictions.write_text("")
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1 and "no prediction for sample 'wrong'" in done.stderr and "Traceback" not in done.stderr
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit, match="^error: no prediction for sample 'wrong'"):  # a line, and status 1
+        main()
 
 
 def logged(name, step, scores, part="accuracy", reason="ok"):
     """The lines that training writes for one group, by its own function."""
     scores = [rewards.Score(score + 1.0, {part: float(score), "format": 1.0}, reason) for score in scores]
     prompt = data.Prompt({"id": name}, *[None] * 4)
-    group = grpo.Group(prompt, *[None] * 3, ["<answer>A</answer>"] * len(scores), scores, [reason] * len(scores),
-                       torch.zeros(len(scores)), None)
-    return [json.dumps(record) + "\n" for record in train.records(group, step)]
+    group = grpo.Group(prompt, None, None, torch.zeros(len(scores)), texts=["<answer>A</answer>"] * len(scores),
+                       scores=scores, reasons=[reason] * len(scores))
+    return [json.dumps(record) + "\n" for record in records_of(group, step)]
 
 
 @pytest.fixture
