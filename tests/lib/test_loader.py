@@ -2,19 +2,22 @@
 
 import os
 import pickle
+import random
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 import torch
+from conftest import ROOT
+from processes import read, run_ranks, start_ranks
 from video_files import pictures, read_sample, which_frames, write_video
 
 from data import Clip, VideoSettings
-from lib.loader import DecodePool, FrameCache, VideoLoader, read_arrays
+from lib.loader import FrameCache, VideoLoader, read_arrays, seconds_of
 from lib.readers import VideoError
 
 
@@ -51,63 +54,90 @@ def videos(tmp_path):
     return tmp_path
 
 
-def test_a_file_that_hangs_costs_its_deadline_and_nothing_else(videos):
-    """One bad file of 12,000 must not stop a training run at night; nor leave a child behind when it is over."""
-    with VideoLoader(num_workers=1, deadline=1.0) as loader:
-        first = pids(loader)
-        futures = [loader.submit(question(videos / name)) for name in ("0.mp4", "hangs.mp4", "bad.mp4", "1.mp4")]
-        good, hung, bad, after = (future.exception() or future.result() for future in futures)
-        second = pids(loader)
+@pytest.fixture(scope="module")
+def loader():
+    """One worker for several tests, because a worker needs a second or two to import torch. Where a test kills it, another
+    one takes its place."""
+    with VideoLoader(num_workers=1, deadline=60, cache_bytes=0) as loader:
+        yield loader
+
+
+def test_a_file_that_hangs_costs_its_deadline_and_nothing_else(videos, loader, monkeypatch):
+    """One bad file of 12,000 must not stop a training run at night; nor leave a child behind. A long video may take as
+    long to decode as to watch: with one deadline for all, the films of a data set would be its unreadable videos."""
+    monkeypatch.setattr(loader.pool, "deadline", 1.0)
+    (first,) = pids(loader)
+    futures = [loader.submit(question(videos / name, **more)) for name, more in (
+        ("0.mp4", {}), ("hangs.mp4", {"duration": 0.25}), ("bad.mp4", {}), ("1.mp4", {}))]
+    good, hung, bad, after = (future.exception() or future.result() for future in futures)
     assert isinstance(hung, VideoError) and hung.path == str(videos / "hangs.mp4")
-    assert hung.reason == "no answer in 1 s"
+    assert hung.reason == "no answer in 1.25 s"
     assert isinstance(bad, VideoError) and str(videos / "bad.mp4") in str(bad) and "not a video" in bad.reason
     for clip, k in ((good, 0), (after, 1)):
         alone = read_sample(question(videos / f"{k}.mp4"))  # in this process, without a worker
         assert torch.equal(clip.frames, alone.frames) and torch.equal(clip.seconds, alone.seconds)
         assert clip.sample_fps == alone.sample_fps
-    assert first != second
-    for pid in first + second:
-        assert not is_running(pid)
-        with pytest.raises(ChildProcessError):  # reaped: no zombie
-            os.waitpid(pid, os.WNOHANG)
+    assert pids(loader) != [first]
+    check_is_gone(first)
 
 
-def test_a_worker_that_is_killed_is_replaced(videos):
+def check_is_gone(pid):
+    assert not is_running(pid)
+    with pytest.raises(ChildProcessError):  # reaped: no zombie
+        os.waitpid(pid, os.WNOHANG)
+
+
+def test_a_deadline_grows_with_the_seconds_that_a_sample_tells_of(videos, tmp_path, monkeypatch):
+    """With a cache on the disk and without: there are two ways to the pool. A part of a file has its `end`, from the
+    beginning of the file, in place of a duration."""
+    assert seconds_of(question("a.mp4")) == 0 and seconds_of(question("a.mp4", duration=None)) == 0
+    assert seconds_of(question("a.mp4", duration=7200.0)) == 7200
+    assert seconds_of(question("a.mp4", start=50, end=55.5)) == 55.5
+    assert seconds_of(question("a.mp4", start=50, end=55.5, duration=90)) == 90
+    for folder in ("", tmp_path / "frames"):
+        with VideoLoader(num_workers=0, frame_cache=folder) as loader:
+            deadlines = []
+            monkeypatch.setattr(loader.pool, "threads", ThreadPoolExecutor(1))
+            monkeypatch.setattr(loader.pool, "_run", lambda job, finish, find, deadline: deadlines.append(deadline))
+            for sample in (question(videos / "0.mp4"), question(videos / "1.mp4", duration=7200.0)):
+                loader.submit(sample).result()
+            assert deadlines == [60, 7260]
+
+
+def test_a_worker_that_is_killed_is_replaced(videos, loader):
     """The kernel kills the largest process when memory is short, which a decoder of 4K video is."""
-    with VideoLoader(num_workers=1, deadline=60) as loader:
-        assert loader.load(question(videos / "0.mp4")) is not None  # it is ready now
-        hanging = loader.submit(question(videos / "hangs.mp4"))
-        (pid,) = pids(loader)
-        wait_for(hanging.running)
-        time.sleep(0.2)  # it has the job by now, and for another minute
-        os.kill(pid, signal.SIGKILL)
-        error = hanging.exception(timeout=30)
-        assert isinstance(error, VideoError) and "died (exit status -9)" in error.reason
-        assert len(loader.load(question(videos / "1.mp4")).frames) > 0
-        (pid,) = pids(loader)
-        os.kill(pid, signal.SIGKILL)  # between two jobs: the next video is not to blame
-        # Dead with all its threads, and not yet reaped: its state in /proc is that of its first thread alone.
-        wait_for(lambda: os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT))
-        assert len(loader.load(question(videos / "2.mp4")).frames) > 0
+    assert loader.load(question(videos / "0.mp4")) is not None  # it is ready now
+    hanging = loader.submit(question(videos / "hangs.mp4"))
+    (pid,) = pids(loader)
+    wait_for(hanging.running)
+    time.sleep(0.2)  # it has the job by now, and for another minute
+    os.kill(pid, signal.SIGKILL)
+    error = hanging.exception(timeout=30)
+    assert isinstance(error, VideoError) and "died (exit status -9)" in error.reason
+    assert len(loader.load(question(videos / "1.mp4")).frames) > 0
+    (pid,) = pids(loader)
+    os.kill(pid, signal.SIGKILL)  # between two jobs: the next video is not to blame
+    # Dead with all its threads, and not yet reaped: its state in /proc is that of its first thread alone.
+    wait_for(lambda: os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT))
+    assert len(loader.load(question(videos / "2.mp4")).frames) > 0
+
+
+def hang(videos):
+    loader = VideoLoader(num_workers=1, deadline=60)
+    loader.load(question(videos / "0.mp4"))
+    loader.submit(question(videos / "hangs.mp4"))
+    print(*pids(loader), flush=True)
+    time.sleep(60)
 
 
 def test_workers_end_with_their_parent_even_while_they_hang(videos):
     """A cluster job that is killed leaves a node full of decoders."""
-    script = (f"import sys, time; sys.path.insert(0, {str(ROOT)!r})\n"
-              "from lib.loader import VideoLoader\n"
-              "loader = VideoLoader(num_workers=1, deadline=60)\n"
-              "sample = {'id': '', 'task': 'qa', 'video': sys.argv[1]}\n"
-              "loader.load({**sample, 'video': sys.argv[2]})\n"
-              "loader.submit(sample)\n"
-              "print(loader.pool.workers[0].process.pid, flush=True)\n"
-              "time.sleep(60)\n")
-    parent = subprocess.Popen([sys.executable, "-c", script, str(videos / "hangs.mp4"), str(videos / "0.mp4")],
-                              stdout=subprocess.PIPE, text=True)
-    pid = int(parent.stdout.readline())
-    parent.stdout.close()
+    (parent,) = start_ranks(videos, 1, hang, videos)
+    wait_for(lambda: (videos / "rank0.txt").exists() and read(videos, 0).endswith("\n"))
+    pid = int(read(videos, 0))
     assert is_running(pid)
     parent.kill()
-    parent.wait()
+    parent.join()
     wait_for(lambda: not is_running(pid))
 
 
@@ -131,23 +161,32 @@ def test_what_a_library_prints_does_not_get_between_the_answers(videos):
 
 
 def test_workers_are_ours_wherever_the_run_was_started(videos, monkeypatch):
-    """A module named lib beside the user's data would be what `-m lib.loader` finds first."""
+    """A module named lib beside the user's data would be what `-m lib.loader` finds first. And closing does not wait for
+    files that hang: Ctrl-C during a bad file would otherwise take the deadline, times the files still queued."""
     (videos / "lib").mkdir()
     (videos / "lib" / "__init__.py").write_text("raise SystemExit('not this one')")
     monkeypatch.chdir(videos)
-    with VideoLoader(num_workers=1, deadline=60) as loader:
-        assert len(loader.load(question("0.mp4")).frames) > 0
+    loader = VideoLoader(num_workers=1, deadline=600)
+    assert len(loader.load(question("0.mp4")).frames) > 0
+    (pid,) = pids(loader)
+    loader.submit(question("hangs.mp4"))
+    waiting = loader.submit(question("1.mp4"))
+    begin = time.time()
+    loader.close()
+    loader.close()  # twice does no harm
+    assert time.time() - begin < 10 and waiting.cancelled()
+    check_is_gone(pid)
 
 
-def test_any_function_of_a_module_can_be_a_job(videos):
+def test_any_function_of_a_module_can_be_a_job(videos, loader):
     """The loader knows no caller: what is done with a video is named by whoever asks for it. What a child cannot import
     fails at once."""
-    with DecodePool(num_workers=1, deadline=60) as pool:
-        assert pool.submit(os.path.getsize, str(videos / "0.mp4"), {}).result() == (videos / "0.mp4").stat().st_size
-        start = time.time()
-        unknown = pool.submit(pids, str(videos / "0.mp4"), {}).exception()  # the children have no tests on their path
-        assert isinstance(unknown, VideoError) and "died (exit status 1)" in unknown.reason and time.time() - start < 30
-        assert pool.submit(os.path.isfile, str(videos / "0.mp4"), {}).result() is True
+    pool = loader.pool
+    assert pool.submit(os.path.getsize, str(videos / "0.mp4"), {}).result() == (videos / "0.mp4").stat().st_size
+    start = time.time()
+    unknown = pool.submit(pids, str(videos / "0.mp4"), {}).exception()  # the children have no tests on their path
+    assert isinstance(unknown, VideoError) and "died (exit status 1)" in unknown.reason and time.time() - start < 30
+    assert pool.submit(os.path.isfile, str(videos / "0.mp4"), {}).result() is True
 
 
 def test_every_number_of_workers_gives_the_same_clips(videos):
@@ -333,36 +372,22 @@ def test_a_disk_that_cannot_be_written_costs_the_cache_and_not_the_run(videos, t
 def test_several_processes_share_the_folder(tmp_path):
     """The ranks of a machine write the same clips at the same time, while others delete them: every clip that is found
     is whole, and the limit holds."""
-    script = (f"import random, sys, torch; sys.path.insert(0, {str(ROOT)!r})\n"
-              "from lib.loader import FrameCache\n"
-              "from data import Clip\n"
-              "cache, found = FrameCache(sys.argv[1], 40_000), 0\n"
-              # not in turn: then the one that is needed next would always have left just before
-              "for k in random.Random(0).choices(range(7), k=400):\n"
-              "    clip = cache.find((k,))\n"
-              "    assert clip is None or (clip.frames == k).all() and clip.frames.shape == (2, 3, 28, 28)\n"
-              "    found += clip is not None\n"
-              "    cache.keep((k,), Clip(torch.full((2, 3, 28, 28), k, dtype=torch.uint8), torch.zeros(2), 2.0))\n"
-              "assert not cache.is_broken, 'broken'\n"
-              "assert found, 'nothing found'\n")
-    children = [subprocess.Popen([sys.executable, "-c", script, str(tmp_path)]) for _ in range(2)]
-    assert [child.wait(timeout=120) for child in children] == [0, 0]
-    assert all(file.suffix == ".npz" for file in entries(tmp_path))
-    assert sum(file.stat().st_size for file in entries(tmp_path)) <= 40_000
+    folder = tmp_path / "frames"
+    run_ranks(tmp_path, 2, use_a_cache, folder)
+    assert all(file.suffix == ".npz" for file in entries(folder))
+    assert sum(file.stat().st_size for file in entries(folder)) <= 40_000
+
+
+def use_a_cache(folder):
+    cache, found = FrameCache(folder, 40_000), 0
+    for k in random.Random(0).choices(range(7), k=400):  # in turn, the one that is needed next would have left just before
+        clip = cache.find((k,))
+        assert clip is None or (clip.frames == k).all() and clip.frames.shape == (2, 3, 28, 28)
+        found += clip is not None
+        cache.keep((k,), Clip(torch.full((2, 3, 28, 28), k, dtype=torch.uint8), torch.zeros(2), 2.0))
+    assert not cache.is_broken and found
 
 
 def clip_of_noise(frames, side):
     pixels = torch.randint(0, 256, (frames, 3, side, side), dtype=torch.uint8)
     return Clip(pixels, torch.arange(frames) / 2, 2.0)
-
-
-def test_closing_does_not_wait_for_files_that_hang(videos):
-    """Ctrl-C during a bad file would otherwise take the deadline, times the files still queued."""
-    loader = VideoLoader(num_workers=1, deadline=600)
-    loader.load(question(videos / "0.mp4"))
-    loader.submit(question(videos / "hangs.mp4"))
-    waiting = loader.submit(question(videos / "1.mp4"))
-    begin = time.time()
-    loader.close()
-    loader.close()  # twice does no harm
-    assert time.time() - begin < 10 and waiting.cancelled()
