@@ -22,8 +22,10 @@ def write_whole(path: str | Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield partial
-        if path.is_dir() and partial.exists():  # a folder takes no other's place in one go
-            path.rename(replaced)
+        if path.is_dir():
+            if not partial.is_dir():
+                raise IsADirectoryError(f"{path} is a folder; a file of this name would take its place")
+            path.rename(replaced)  # a folder takes no other's place in one go
         partial.replace(path)
     finally:
         remove(partial)

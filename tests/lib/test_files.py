@@ -45,13 +45,15 @@ def test_a_folder_replaces_a_folder(tmp_path):
     assert (folder / "config.json").read_text() == "1" and list(tmp_path.iterdir()) == [folder]
 
 
-def test_a_file_replaces_a_folder(tmp_path):
+def test_a_file_never_replaces_a_folder(tmp_path):
+    """`--out` that names a folder of somebody's must not cost the folder."""
     path = tmp_path / "x"
     path.mkdir()
     (path / "y").touch()
-    with write_whole(path) as partial:
-        partial.write_text("x")
-    assert path.read_text() == "x" and list(tmp_path.iterdir()) == [path]
+    with pytest.raises(IsADirectoryError, match="x is a folder"):
+        with write_whole(path) as partial:
+            partial.write_text("x")
+    assert (path / "y").exists() and list(tmp_path.iterdir()) == [path]
 
 
 def test_leftovers_of_a_killed_process_go(tmp_path):
