@@ -13,6 +13,7 @@ from conftest import ALONE, ASKING, ROOT
 from made_samples import grounding, qa, says
 from processes import read, run_ranks, start_ranks
 
+import eval
 from data import Clip, prepare
 from eval import answer_all, f1, values_of
 from lib import kernels, toy
@@ -252,19 +253,28 @@ def test_overwrite_asks_again_and_touches_no_other_file(clips, model_folder, tmp
         run(arguments(clips, model_folder, tmp_path))
 
 
-def test_a_killed_evaluation_goes_on_with_another_number_of_processes(clips, model_folder, probed, tmp_path):
+def run_slowly(arguments, append=eval.append_lines):
+    """In a process of its own: there is time to kill it between two batches."""
+    eval.append_lines = lambda *answers: (append(*answers), time.sleep(1))
+    run(arguments)
+
+
+def test_a_killed_evaluation_goes_on_with_another_number_of_processes(clips, model_folder, probed, tmp_path, monkeypatch):
     """Two processes are killed as soon as an answer is on disk; one process finishes with the answers of a run that was
     never interrupted. Hours of inference lost at the last question are the commonest loss of all."""
     out = tmp_path / "out"
-    ranks = start_ranks(tmp_path / "log", 2, run, arguments(clips, model_folder, out, "--batch", "1"))
-    deadline = time.time() + 120
-    while not any(file.stat().st_size for file in out.glob("partial/rank*.jsonl")) and time.time() < deadline:
-        time.sleep(0.001)
+    ranks = start_ranks(tmp_path / "log", 2, run_slowly, arguments(clips, model_folder, out, "--batch", "1"))
+    while any(rank.is_alive() for rank in ranks) and not any(file.stat().st_size for file in out.glob("partial/*")):
+        time.sleep(0.01)
     for process in ranks:
         process.kill()
         process.join()
-    assert list(out.glob("partial/rank*.jsonl")) or (out / "predictions.jsonl").exists()
+    answered = [line for file in out.glob("partial/rank*.jsonl") for line in file.read_text().split("\n") if line]
+    batches, generate = [], VideoLM.generate
+    monkeypatch.setattr(VideoLM, "generate", lambda model, embeds, *rest, **named:
+                        batches.append(len(embeds)) or generate(model, embeds, *rest, **named))
     run(arguments(clips, model_folder, out))
+    assert 0 < len(answered) < 8 and sum(batches) == 8 - len(answered)
     assert read_lines(out / "predictions.jsonl") == read_lines(probed / "predictions.jsonl")
     assert not (out / "partial").exists()
 
