@@ -58,8 +58,8 @@ flags=(--device cuda)
 [ $# -gt 0 ] && flags=("$@")
 
 # Is it right?
-part  105 pytest "$python" -m pytest -q -m gpu tests --ignore tests/test_train.py &
-part  105 pytest_train "$python" -m pytest -q -m gpu tests/test_train.py &
+part  105 pytest "$python" -m pytest -q -n 0 -m gpu tests --ignore tests/test_train.py &
+part  105 pytest_train "$python" -m pytest -q -n 0 -m gpu tests/test_train.py &
 check 105 exact env exact graph &
 check 105 toy_plain toy_plain &
 check 105 toy_lora toy_lora &

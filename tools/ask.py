@@ -34,7 +34,8 @@ def question_of(args) -> dict:
 def answer_one(args, world: World, settings: VideoSettings, sampling: SamplingSettings) -> None:
     """Print the completions of one question and what the parser reads in them."""
     (sample,) = with_style([question_of(args)], args.prompt)
-    with VideoLoader(settings, num_workers=min(args.num_workers, 1)) as loader:
+    # How long the file is, nobody has said: ten minutes to decode it.
+    with VideoLoader(settings, num_workers=min(args.num_workers, 1), deadline=600) as loader:
         clip = loader.load(sample)  # first: a video that cannot be read is known before a large model is loaded
     model = VideoLM.load(args.model, world.device)
     model.compile_decoding = args.compile

@@ -17,7 +17,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data import VideoSettings, choose_frames, read_video, video_arguments
-from lib.loader import DecodePool
+from lib.loader import DecodePool, seconds_of
 from lib.readers import VideoError, decord, find_video, open_video
 from lib.samples import find_problem, parse_entry, take_part, write_jsonl
 
@@ -89,7 +89,7 @@ def check(entry: str, out: Path, *, video_root: str | None = None, settings: Vid
           num_workers: int = 4, deadline: float = 60.0) -> tuple[int, int]:
     """Write `good.jsonl` and `bad.jsonl` (with a `reason`) into `out`; returns (number good, number bad).
 
-    Every video is inspected once for each part of it that samples use, with `deadline` seconds for each. Lines that
+    Every video is inspected once for each part of it that samples use, with `deadline` seconds and its own duration for each. Lines that
     are no samples are bad, wherever they stand: training refuses the file for them, also where an entry takes a part
     of it only. ValueError, before anything is decoded, for a file without lines or one that would be overwritten.
     """
@@ -121,7 +121,7 @@ def inspect_videos(jobs: dict, num_workers: int, deadline: float) -> dict[int, s
     """What is wrong with the videos of `jobs`, {(video, _): (arguments, line numbers)}, by line number."""
     problems = {}
     with DecodePool(num_workers, deadline) as pool:
-        futures = {pool.submit(inspect_video, video, arguments): numbers
+        futures = {pool.submit(inspect_video, video, arguments, extra_seconds=seconds_of(arguments)): numbers
                    for (video, _), (arguments, numbers) in jobs.items()}
         for future in tqdm(as_completed(futures), total=len(futures), desc="videos", unit="video"):
             error = future.exception()
