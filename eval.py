@@ -245,11 +245,16 @@ def evaluate(model, loader, samples: list[dict], world: World, sampling: Samplin
     return compute_metrics(samples, completions, getattr(score, "keywords", {}).get("judge", words_judge)), predictions
 
 
+def first_metrics(metrics: dict) -> list[str]:
+    """The name of the first metric of each task that was measured."""
+    names = [name for name in METRICS if "/" in name and metrics.get(name) is not None]
+    return list({name.split("/")[0]: name for name in reversed(names)}.values())[::-1]
+
+
 def score_of(metrics: dict) -> float:
     """One number to tell the best model by: the mean of each task's first metric."""
-    names = [name for name in reversed(METRICS) if "/" in name and metrics.get(name) is not None]
-    first = {name.split("/")[0]: metrics[name] for name in names}
-    return sum(first.values()) / max(len(first), 1)
+    names = first_metrics(metrics)
+    return sum(metrics[name] for name in names) / max(len(names), 1)
 
 
 # ---- answers that never look at the video ---------------------------------------------------------------------------

@@ -21,6 +21,7 @@ Left out on purpose: callbacks, trainer classes, experiment trackers. metrics.js
 
 import json
 import math
+import os
 import shutil
 import tempfile
 import time
@@ -32,10 +33,10 @@ import torch
 
 import rewards
 from data import STYLES, Prompt, VideoSettings, target_text
-from eval import answer_all, blind_baselines, evaluate, score_of
+from eval import answer_all, blind_baselines, evaluate, first_metrics, score_of
 from grpo import Group, Loss, accumulate_gradients, grpo_loss, rollout
 from lib import lora, memory, toy
-from lib.answers import SamplingSettings, claim, fingerprint, write_lines
+from lib.answers import SamplingSettings, claim, fingerprint, read_asked, write_lines
 from lib.distributed import World, clip_gradients, start, stop, sum_gradients
 from lib.flags import fill, flag, given_flags, make_parser, settings_of_the_run
 from lib.judge import load_judge
@@ -150,6 +151,9 @@ def parse_config(arguments: list[str] | None = None) -> Config:
         given = settings_of_the_run(Config, given, FIXED, parser)
     if given.get("lora_rank"):
         given.setdefault("freeze_vision", True)
+    if given.get("model"):  # at another resolution, or with another prompt, a model of one's own is another model
+        for name, value in read_asked(given["model"]).items():
+            given.setdefault(name, value)
     config = fill(Config, given, with_model=bool(given.get("model")))
     if problem := find_problem(config):
         parser.error(problem)
@@ -463,6 +467,7 @@ def run_stages(run: Run, initial: str, train: list[dict], held_out: list[dict], 
             del policy  # before the next one is loaded: two may not fit
             policy = load_model(config, world, start_of_grpo)
         run.stage("after_sft", lambda: measure(run, policy, held_out, score, "after_sft"))
+        tell(run, "warm start", "before", "after_sft")
     chosen = train
     if config.select_k:
         ids = set(run.stage("selected", lambda: select_samples(run, policy, train, score))["ids"])
@@ -471,12 +476,23 @@ def run_stages(run: Run, initial: str, train: list[dict], held_out: list[dict], 
         reference = load_reference(config, world, policy, start_of_grpo)
         train_grpo(run, policy, reference, chosen, held_out, score)
         run.stage("after", lambda: measure(run, policy, held_out, score, "after"))
+        tell(run, "GRPO", "after_sft" if config.sft_steps else "before", "after")
     run.save_model(policy, "final")
+
+
+def tell(run: Run, stage: str, before: str, after: str) -> None:
+    """What a stage has changed: the first metric of each task."""
+    old, new = run.results.get(before), run.results.get(after)
+    if run.world.is_first and old and new:
+        names = first_metrics(new)
+        print(f"{stage}: " + ", ".join(f"{name} {old[name]:.2f} → {new[name]:.2f}" for name in names)
+              + f" on {new['n']} held-out samples")
 
 
 def load_model(config: Config, world: World, name: str, dtype: torch.dtype = torch.float32) -> VideoLM:
     """With LoRA the weights are frozen: then bfloat16, which the GPU computes in anyway, is enough for them."""
     world.phase(f"load {name}")
+    choose_threads(world, name)
     if config.lora_rank and world.device.type == "cuda":
         dtype = torch.bfloat16
     model = VideoLM.load(name, world.device, dtype)
@@ -491,6 +507,20 @@ def load_model(config: Config, world: World, name: str, dtype: torch.dtype = tor
                              "--compile, or take --shard off")
         model.sharding = Sharding(world, model, offload=config.offload)
     return model
+
+
+SMALL_MODEL = 50e6  # bytes of weights
+
+
+def choose_threads(world: World, name: str) -> None:
+    """One thread for a small model. A parallel region ends with its slowest thread: of operations that take microseconds
+    a second thread saves nothing, and beside another busy process, which takes one of the cores, all threads spin and wait
+    for the one without (a step of 1.5 s took 50 s). OMP_NUM_THREADS decides otherwise."""
+    weights = sum(file.stat().st_size for file in Path(name).glob("*.safetensors"))
+    if world.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ and 0 < weights < SMALL_MODEL:
+        if torch.get_num_threads() > 1 and world.is_first:
+            print(f"one thread: {name} is so small that more would wait for each other (OMP_NUM_THREADS sets another number)")
+        torch.set_num_threads(1)
 
 
 def load_reference(config: Config, world: World, policy: VideoLM, name: str) -> VideoLM | None:
@@ -528,6 +558,10 @@ def carry_out(config: Config, world: World) -> None:
     with VideoLoader(settings, num_workers=config.num_workers, cache_bytes=cache_bytes, frame_cache=config.frame_cache,
                      frame_cache_gb=config.frame_cache_gb) as loader:
         run = Run(config, world, loader)
+        if config.model and world.is_first:
+            for name, value in read_asked(config.model).items():
+                if getattr(config, name) != value:
+                    print(f"--{name} {getattr(config, name)}: {config.model} was trained, or published, with {value}")
         initial, train_data, eval_data = config.model, config.train_data, config.eval_data
         if not config.model:
             initial, train_data, eval_data = toy.prepare(config, world)
@@ -562,7 +596,8 @@ def finish(run: Run, held_out: list[dict]) -> None:
     for line in open(run.out / f"predictions.{last}.jsonl", encoding="utf-8").readlines()[:3] if last else []:
         prediction = json.loads(line)
         sample = next(sample for sample in held_out if sample["id"] == prediction["id"])
-        truth = target_text({k: v for k, v in sample.items() if k != "target"}, run.config.prompt)
+        known = {name: value for name, value in sample.items() if name not in ("target", "think")}
+        truth = target_text(known, "answer")  # of a thought there is no truth
         print(f"\n{sample['task']}: {sample['question']}\n  said     {prediction['completions'][0]}\n  expected {truth}")
     print(f"\n{run.out}/summary.json, {run.out}/final; {run.seconds['total']:.0f} s in all")
     columns = {"before": summary["before"], "after SFT": summary["after_sft"], "after GRPO": summary["after"], **baselines}

@@ -16,9 +16,15 @@ def flag(default, help: str, *, with_model=None, choices: tuple = (), group: str
     return field(default=default, metadata=metadata)
 
 
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        """One sentence. The library prints the names of all flags in front of it, forty lines."""
+        self.exit(2, f"{self.prog}: error: {message} (--help explains every flag)\n")
+
+
 def make_parser(cls: type, description: str) -> argparse.ArgumentParser:
     """A flag for every field of `cls` that `flag` has made."""
-    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    parser = Parser(description=description, allow_abbrev=False)
     groups: dict[str, Any] = {"": parser}
     for f in fields(cls):
         if not f.metadata:

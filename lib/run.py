@@ -29,6 +29,7 @@ PARTS = (*CONTINUOUS, *DISCRETE, "format")  # of the reward, as the log shows th
 PHASES = ("sft", "grpo")  # in this order
 KEEP_CHECKPOINTS = 2
 BAD_STEPS = 5  # so many steps in a row without a finite gradient end a run
+HOPELESS_STEPS = 3  # after so many in which no completion got any reward, something is said
 
 
 @dataclass
@@ -51,7 +52,7 @@ class Run:
     def __init__(self, config, world: World, loader):
         self.config, self.world, self.loader, self.out = config, world, loader, Path(config.out)
         self.begun: Begun | None = None
-        self.bad_steps = 0
+        self.bad_steps = self.hopeless_steps = 0
         self.checkpoint = checkpoints.newest_checkpoint(self.out) if config.resume else None
         state = self.out / "state.json"
         if (self.out / "config.json").exists() and not (config.resume or config.overwrite):
@@ -135,7 +136,17 @@ class Run:
         if world.is_first:
             tqdm.write(log_line(line, total))
             warn_of_gap(line, world.device)
+            self.warn_if_hopeless(line)
         self.check_gradient(line, [group.prompt.sample["id"] for group in groups])
+
+    def warn_if_hopeless(self, line: dict) -> None:
+        """No reward at all means no gradient at all: hours of it look like training."""
+        self.hopeless_steps = 0 if line["reward"] > 0 or not line["groups"] else self.hopeless_steps + 1
+        if self.hopeless_steps == HOPELESS_STEPS:
+            tqdm.write(f"warning: not one completion of {HOPELESS_STEPS} steps got any reward, so there is nothing to learn from. "
+                       "The commonest causes: completions are cut before their answer (`truncated`; raise --max_new_tokens), the "
+                       "model does not know the answer's format (--sft_steps, or another --prompt), or the answers are read "
+                       "otherwise than they are written (look at `reason` in completions.jsonl)")
 
     def check_gradient(self, line: dict, ids: list[str]) -> None:
         """A step without a finite gradient is skipped (by `optimizer_step`); five in a row are not bad luck."""
@@ -341,7 +352,7 @@ def log_line(line: dict, steps: int) -> str:
     spent = " ".join(f"{name} {value:.2f}" for name, value in line["seconds"].items())
     return (f"step {line['step']}/{steps} reward {line['reward']:.3f} {parts} kl {line['kl']:.3f} "
             f"dead {line['dead_groups']}/{line['groups']} truncated {line['truncated']} length {line['length']:.1f} "
-            f"grad {line['grad_norm'] or math.nan:.2f} gap {line['logp_gap_max']:.0e} | {spent} s, "
+            f"grad {math.nan if line['grad_norm'] is None else line['grad_norm']:.2f} gap {line['logp_gap_max']:.0e} | {spent} s, "
             f"waiting for videos {line['wait_share']:.0%}, {line['sampled_per_second']:.0f} tokens/s sampled")
 
 

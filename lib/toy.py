@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data import STYLES, build_prompt, target_text
+from data import BOXES, CAPTION, GLUE, LETTER, STYLES, THINK, TIMES, build_prompt, target_text
 from lib.distributed import World
 from lib.files import write_whole
 from lib.samples import load_samples
@@ -183,9 +183,17 @@ PREPROCESSOR = {  # what a published Qwen2.5-VL folder holds for its image proce
 }
 
 
+# What every prompt says is one token here, and so is a tag: a tiny model would spend most of its time on reading the published
+# instructions, word by word, which for it are always the same.
+PHRASES = ("system\nYou are a helpful assistant.", "user\n", "assistant\n", THINK, "\n\nThen, p", TIMES, LETTER, GLUE, BOXES,
+           CAPTION, 'To accurately pinpoint the event "', '" in the video, determine the precise time period of the event.',
+           'Answer the question: "', '" according to the content of the video. Select the answer from :',
+           "<think>", "</think>", "<answer>", "</answer>", "<glue>", "</glue>")
+
+
 def build_tokenizer(texts: list[str], vocab_size: int = 1024):
     """A byte-level BPE of Qwen's kind, trained on `texts`: any string can be written, our prompts in few tokens."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
@@ -198,6 +206,7 @@ def build_tokenizer(texts: list[str], vocab_size: int = 1024):
     trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=SPECIAL_TOKENS, initial_alphabet=alphabet,
                                   show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_tokens([AddedToken(phrase, normalized=False) for phrase in PHRASES])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>",
                                    chat_template=CHAT_TEMPLATE)
 

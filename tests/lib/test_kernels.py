@@ -96,7 +96,7 @@ def test_one_compiled_layer_serves_all_layers_and_gives_their_tokens(model, prom
             assert torch.equal(tokens, as_expected) and torch.equal(logps, by_python)
         if n == 2:  # a first width of its own, and all others
             assert len(model.text.layers) > counters["stats"]["unique_graphs"] - 1 and not counters["graph_break"]
-    assert counters["stats"]["unique_graphs"] <= 4  # of another number of questions too
+    assert counters["stats"]["unique_graphs"] <= 6  # of another number of questions too; 3 layers, each for itself: 12
     torch._dynamo.reset()
 
 

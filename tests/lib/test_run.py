@@ -231,6 +231,19 @@ def test_ranks_log_the_same_although_one_has_nothing(tmp_path):
     assert first["reward"] == 0.75 and first["groups"] == 2 and first["unreadable"] == 2
 
 
+def test_steps_without_any_reward_are_said_once(capsys):
+    """All groups dead and no reward from the start: the bar moves for days and nothing is learned."""
+    run = object.__new__(Run)
+    run.hopeless_steps = 0
+    for reward in (0.0, 0.0, 0.25, 0.0, 0.0):
+        run.warn_if_hopeless({"reward": reward, "groups": 8})
+    assert "warning" not in capsys.readouterr().out
+    for _ in range(4):
+        run.warn_if_hopeless({"reward": 0.0, "groups": 8})
+    text = capsys.readouterr().out
+    assert text.count("warning") == 1 and "--max_new_tokens" in text and "--sft_steps" in text and "completions.jsonl" in text
+
+
 def test_the_alarm_of_a_gap_has_a_limit_for_each_device(capsys):
     """The rounding of bfloat16 is no alarm on a GPU, and would be one on a CPU."""
     for device, gap, warns in (("cpu", 5e-5, False), ("cpu", 1e-3, True), ("cuda", 1e-3, False), ("cuda", 0.1, True)):
