@@ -64,7 +64,8 @@ class Config:
     model: str = papers("", "Hugging Face folder or hub id; without it a tiny random model and synthetic videos are made")
     train_data: list[str] = papers((), "samples: FILE[@VIDEO_ROOT][:N] or FILE[@VIDEO_ROOT][:P%]")
     eval_data: list[str] = papers((), "held-out samples, likewise; without them nothing is evaluated")
-    tasks: list[str] = papers(("grounding", "qa", "gqa"), "only these tasks", with_model=TASKS, choices=TASKS)
+    tasks: list[str] = papers(("grounding", "qa", "gqa"), "only these tasks", with_model=tuple(TASKS),
+                              choices=tuple(TASKS))
     seed: int = papers(0, "decides order, sampling and, in the synthetic run, clips and weights")
     # what the model sees and is asked
     prompt: str = papers("think", "with thought, without, or Temporal-R1's JSON", choices=STYLES)
