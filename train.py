@@ -32,7 +32,7 @@ import torch
 
 import rewards
 from data import STYLES, Prompt, VideoSettings, target_text
-from eval import answer_all, blind_baselines, evaluate, score_of
+from eval import METRICS, answer_all, blind_baselines, evaluate, score_of
 from grpo import Group, Loss, accumulate_gradients, grpo_loss, rollout
 from lib import lora, memory, toy
 from lib.answers import SamplingSettings, claim, fingerprint, write_lines
@@ -567,7 +567,7 @@ def finish(run: Run, held_out: list[dict]) -> None:
         print(f"\n{sample['task']}: {sample['question']}\n  said     {prediction['completions'][0]}\n  expected {truth}")
     print(f"\n{run.out}/summary.json, {run.out}/final; {run.seconds['total']:.0f} s in all")
     columns = {"before": summary["before"], "after SFT": summary["after_sft"], "after GRPO": summary["after"], **baselines}
-    print_table({name: column for name, column in columns.items() if column}, f"{len(held_out)} held-out samples")
+    print_table(METRICS, {name: column for name, column in columns.items() if column}, f"{len(held_out)} held-out samples")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ import torch
 
 import rewards
 from data import STYLES, Clip, VideoSettings
-from eval import answer_all, blind_baselines, f1, means_of, values_of
+from eval import METRICS, answer_all, blind_baselines, means_of, metrics_of_means, values_of
 from lib import memory, published
 from lib.answers import PUBLISHED, SETTINGS, SamplingSettings, claim, fingerprint, read_asked, write_lines
 from lib.captions import Judge, words_judge
@@ -40,7 +40,7 @@ from lib.loader import VideoLoader
 from lib.questions import with_style
 from lib.readers import VideoError
 from lib.samples import TASKS, load_samples, parse_entry, rule_of
-from lib.tables import METRICS, print_categories, print_probes, print_published, print_reasons, print_table
+from lib.tables import print_categories, print_probes, print_published, print_reasons, print_table
 from model import VideoLM
 from tools.ask import answer_one, question_of
 
@@ -272,12 +272,12 @@ def write_results(args: Flags, samples: list[dict], answers: dict[str, list[dict
         if "problem" in prediction:
             print(f"{prediction['reasons'][0]}: {prediction['id']}: {prediction['problem']}")
     print_reasons(reasons)
-    print_categories(report["categories"])
+    print_categories(METRICS, report["categories"])
     if args.benchmark:
-        print_published(args.benchmark, metrics)
+        print_published(METRICS, args.benchmark, metrics)
     if args.probe:
-        print_probes(report["probes"], metrics, baselines)
-    print_table({"model": metrics, **baselines}, f"{len(samples)} samples", intervals)
+        print_probes(METRICS, report["probes"], metrics, baselines)
+    print_table(METRICS, {"model": metrics, **baselines}, f"{len(samples)} samples", intervals)
 
 
 def count_reasons(predictions: list[dict]) -> dict[str, int]:
@@ -333,9 +333,7 @@ def resampled_means(values: list[dict[str, float]]) -> dict[str, np.ndarray]:
             rng = np.random.default_rng(0)
             draws = (rng.integers(0, len(column), len(column)) for _ in range(RESAMPLES))
             means[name] = np.array([column[draw].mean() for draw in draws])
-    if "captioning/recall" in means:
-        means["captioning/F1"] = f1(means["captioning/precision"], means["captioning/recall"])
-    return means
+    return means | metrics_of_means(means)
 
 
 def intervals_of(means: dict[str, np.ndarray]) -> dict[str, list[float]]:

@@ -16,11 +16,10 @@ from conftest import ALONE, ASKING, ROOT
 from made_samples import grounding, qa, says
 
 from data import Clip, prepare
-from eval import answer_all, f1, values_of
+from eval import METRICS, answer_all, f1, values_of
 from lib import toy
 from lib.captions import words_judge
 from lib.questions import load_prompts
-from lib.tables import METRICS
 from tools import ask, evaluate
 from tools.evaluate import black, one_frame, probe_samples, run, shuffled
 
