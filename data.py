@@ -16,13 +16,15 @@ code, they are what a video model sees, and their library versions differ from r
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from lib.readers import DECODING_ERRORS, Source, VideoError, find_video, first_line, open_video
-from lib.samples import LETTERS, NUM_BOXES
+from lib.samples import LETTERS, NUM_BOXES, entry_of
 
 # ---------------------------------------------------------------------------------------------------------------------
 # 1. Prompts, in the published words, and the completion a warm start imitates
@@ -59,25 +61,26 @@ def prompt_wants_thought(sample: dict, style: str) -> bool:
     return sample.get("think", style != "answer")
 
 
-def build_prompt(sample: dict, style: str) -> list[dict]:
-    """Chat messages that ask for the sample's answer: VideoChat-R1's words ("think", "answer") or Temporal-R1's.
+class Texts(NamedTuple):
+    """How a task is asked, and what the model ought to say."""
 
-    VideoChat-R1: one user turn, the text before the video. Temporal-R1: its system line, the video before the text; it
-    published a prompt for grounding only, so the other tasks keep VideoChat-R1's words, behind the video and without
-    the system line, which would ask for a letter or a list "in JSON format". No video, no video part.
-    """
-    think = prompt_wants_thought(sample, style)
-    video = [{"type": "video", "video": sample["video"]}] if "video" in sample else []
-    if style != "temporal_r1":
-        return [{"role": "user", "content": [{"type": "text", "text": _videochat_r1_text(sample, think)}, *video]}]
-    if sample["task"] != "grounding":
-        return [{"role": "user", "content": [*video, {"type": "text", "text": _videochat_r1_text(sample, think)}]}]
-    text = f'Give the query: "{_event(sample)}", when does the described content occur in the video?'
-    return [{"role": "system", "content": TEMPORAL_R1_SYSTEM if think else TEMPORAL_R1_SYSTEM_ANSWER},
-            {"role": "user", "content": [*video, {"type": "text", "text": text}]}]
+    question: Callable[[dict, bool], str]  # (sample, does it ask for a thought?) -> VideoChat-R1's words
+    target: Callable[[dict, str], str]  # (sample, style) -> the true answer in its tags, as the prompt asks for it
+    temporal_r1: Callable[[dict], str] | None = None  # Temporal-R1's words, where it has published some
+    frames: int | None = None  # how many are shown, evenly spaced, where the sample lists none; None: as many as --fps says
 
 
-def _event(sample: dict) -> str:
+def ask(think: bool, rest: str, before: str = "\n\n") -> str:
+    """The sentence that begins with "P" + `rest`. Behind the request for a thought, which has its own paragraph, it begins
+    with "Then, p"."""
+    return f"\n\n{THINK}\n\nThen, p{rest}" if think else f"{before}P{rest}"
+
+
+def in_answer(text: str) -> str:
+    return f"<answer>{text}</answer>"
+
+
+def the_event(sample: dict) -> str:
     """The event as annotated, without its final full stop: it stands inside quotation marks in mid-sentence.
 
     VideoChat-R1 drops the stop and lower-cases in training and does neither in evaluation. One text for both: what is
@@ -86,27 +89,61 @@ def _event(sample: dict) -> str:
     return sample["question"].strip().removesuffix(".").rstrip()
 
 
-def _videochat_r1_text(sample: dict, think: bool) -> str:
-    task, question = sample["task"], sample["question"].strip()
-    # Where the thought is asked for it has a paragraph of its own, and the answer's paragraph begins with "Then, p".
-    ask = f"\n\n{THINK}\n\nThen, p" if think else "\n\nP"
-    if task == "grounding":
-        return (f'To accurately pinpoint the event "{_event(sample)}" in the video, determine the precise time period '
-                f"of the event.{ask}{TIMES}")
-    if task in ("qa", "gqa"):
-        options = [f"({letter}) {option}" for letter, option in zip(LETTERS, sample["options"])]
-        ask = ask if think else " P"
-        return (f'Answer the question: "{question}" according to the content of the video. Select the answer from '
-                f":{options}.{ask}{LETTER}{GLUE if task == 'gqa' else ''}\n")
-    if task == "tracking":
-        start = [round(float(value), 3) for value in sample["boxes"][0]]
-        return (f'Track the "{question}" in the video based on its initial coordinates "{start}". The output should be '
-                "a list containing eight sublists. Each sublist includes four normalized coordinates [x0, y0, x1, y1] "
-                "representing the bounding box of the object at specific time intervals.\n\n"
-                + (f"{THINK}\n\n" if think else "") + BOXES)
-    if task == "captioning":
-        return f"{question}{ask}{CAPTION}"
-    # VideoChat-R1's instruction lists the labels itself; where an instruction does not, they are added in its words.
+def ask_when(sample: dict, think: bool) -> str:
+    return (f'To accurately pinpoint the event "{the_event(sample)}" in the video, determine the precise time period of '
+            f"the event.{ask(think, TIMES)}")
+
+
+def ask_when_as_temporal_r1(sample: dict) -> str:
+    return f'Give the query: "{the_event(sample)}", when does the described content occur in the video?'
+
+
+def say_when(sample: dict, style: str) -> str:
+    [(start, end)] = ordered_spans(sample)
+    if style == "temporal_r1":
+        return in_answer(json.dumps({"start_time": f"{start:.2f}", "end_time": f"{end:.2f}"}))
+    return in_answer(f"{start:.2f} to {end:.2f}")
+
+
+def ordered_spans(sample: dict) -> list[list[float]]:
+    """A truth that is reversed in the annotation is written in order, as scoring reads it."""
+    return [sorted(span) for span in sample["spans"]]
+
+
+def ask_which(sample: dict, think: bool, rest: str = f"{LETTER}\n") -> str:
+    options = [f"({letter}) {option}" for letter, option in zip(LETTERS, sample["options"])]
+    return (f'Answer the question: "{sample["question"].strip()}" according to the content of the video. Select the answer '
+            f"from :{options}.{ask(think, rest, before=' ')}")
+
+
+def say_which(sample: dict, style: str) -> str:
+    return in_answer(sample["answer"])
+
+
+def ask_which_and_when(sample: dict, think: bool) -> str:
+    return ask_which(sample, think, f"{LETTER}{GLUE}\n")
+
+
+def say_which_and_when(sample: dict, style: str) -> str:
+    glue = ", ".join(f"({start:.2f}, {end:.2f})" for start, end in ordered_spans(sample))
+    return f"{say_which(sample, style)}<glue>[{glue}]</glue>"
+
+
+def ask_where(sample: dict, think: bool) -> str:
+    start = [round(float(value), 3) for value in sample["boxes"][0]]
+    return (f'Track the "{sample["question"].strip()}" in the video based on its initial coordinates "{start}". The output '
+            "should be a list containing eight sublists. Each sublist includes four normalized coordinates [x0, y0, x1, y1] "
+            "representing the bounding box of the object at specific time intervals.\n\n"
+            + (f"{THINK}\n\n" if think else "") + BOXES)
+
+
+def say_where(sample: dict, style: str) -> str:
+    return in_answer("[" + ", ".join("[" + ", ".join(f"{v:.3f}" for v in box) + "]" for box in sample["boxes"]) + "]")
+
+
+def ask_for_label(sample: dict, think: bool) -> str:
+    """VideoChat-R1's instruction lists the labels itself; where an instruction does not, they are added in its words."""
+    question = sample["question"].strip()
     if any(option not in question for option in sample["options"]):
         question += f" Choice one answer from {sample['options']}."
     if think:
@@ -114,29 +151,12 @@ def _videochat_r1_text(sample: dict, think: bool) -> str:
     return f"{question}\n\nOutput your final answer within the <answer> </answer> tags.\n"
 
 
-def target_text(sample: dict, style: str) -> str:
-    """The completion that SFT imitates: the sample's `target`, else the truth in the prompt's answer format.
+def ask_what_happens(sample: dict, think: bool) -> str:
+    return sample["question"].strip() + ask(think, CAPTION)
 
-    The thought is left empty: the annotations have none, and an invented one would be trained on. A truth that is
-    reversed in the annotation is written in order, as scoring reads it.
-    """
-    if "target" in sample:
-        return sample["target"]
-    thought, task = "<think></think>" if prompt_wants_thought(sample, style) else "", sample["task"]
-    spans = [sorted(span) for span in sample.get("spans", [])]
-    if task == "grounding":
-        (start, end), = spans
-        answer = f"{start:.2f} to {end:.2f}"
-        if style == "temporal_r1":
-            answer = json.dumps({"start_time": f"{start:.2f}", "end_time": f"{end:.2f}"})
-    elif task == "tracking":
-        answer = "[" + ", ".join("[" + ", ".join(f"{v:.3f}" for v in box) + "]" for box in sample["boxes"]) + "]"
-    elif task == "captioning":
-        answer = reference_caption(sample)
-    else:
-        answer = sample["answer"]
-    glue = ", ".join(f"({start:.2f}, {end:.2f})" for start, end in spans)
-    return f"{thought}<answer>{answer}</answer>" + (f"<glue>[{glue}]</glue>" if task == "gqa" else "")
+
+def say_what_happens(sample: dict, style: str) -> str:
+    return in_answer(reference_caption(sample))
 
 
 def reference_caption(sample: dict) -> str:
@@ -147,6 +167,47 @@ def reference_caption(sample: dict) -> str:
     """
     events = [event.strip() for event in sample["events"]]
     return " ".join(event[0].upper() + event[1:] + ("" if event[-1] in ".!?" else ".") for event in events)
+
+
+TEXTS = {
+    "grounding": Texts(ask_when, say_when, temporal_r1=ask_when_as_temporal_r1),
+    "qa": Texts(ask_which, say_which),
+    "gqa": Texts(ask_which_and_when, say_which_and_when),
+    "tracking": Texts(ask_where, say_where, frames=NUM_BOXES),
+    "classification": Texts(ask_for_label, say_which),
+    "captioning": Texts(ask_what_happens, say_what_happens),
+}
+
+
+def texts_of(sample: dict) -> Texts:
+    return entry_of(TEXTS, sample["task"], "TEXTS of data.py (its prompt and its target)")
+
+
+def build_prompt(sample: dict, style: str) -> list[dict]:
+    """Chat messages that ask for the sample's answer: VideoChat-R1's words ("think", "answer") or Temporal-R1's.
+
+    VideoChat-R1: one user turn, the text before the video. Temporal-R1: its system line, the video before the text; it
+    published a prompt for grounding only, so the other tasks keep VideoChat-R1's words, behind the video and without
+    the system line, which would ask for a letter or a list "in JSON format". No video, no video part.
+    """
+    texts, think = texts_of(sample), prompt_wants_thought(sample, style)
+    video = [{"type": "video", "video": sample["video"]}] if "video" in sample else []
+    if style == "temporal_r1" and texts.temporal_r1:
+        text = {"type": "text", "text": texts.temporal_r1(sample)}
+        return [{"role": "system", "content": TEMPORAL_R1_SYSTEM if think else TEMPORAL_R1_SYSTEM_ANSWER},
+                {"role": "user", "content": [*video, text]}]
+    text = {"type": "text", "text": texts.question(sample, think)}
+    return [{"role": "user", "content": [*video, text] if style == "temporal_r1" else [text, *video]}]
+
+
+def target_text(sample: dict, style: str) -> str:
+    """The completion that SFT imitates: the sample's `target`, else the truth in the prompt's answer format.
+
+    The thought is left empty: the annotations have none, and an invented one would be trained on.
+    """
+    if "target" in sample:
+        return sample["target"]
+    return ("<think></think>" if prompt_wants_thought(sample, style) else "") + texts_of(sample).target(sample, style)
 
 
 VIDEO_PAD = "<|video_pad|>"
@@ -322,7 +383,7 @@ def _resize(frames: torch.Tensor, min_pixels: int, max_pixels: float) -> torch.T
 def video_arguments(sample: dict, settings: VideoSettings) -> dict:
     """The keywords `read_video` gets for this sample; with the path they are all that a clip depends on."""
     return {**vars(settings), "start": sample.get("start"), "end": sample.get("end"), "fps": sample.get("fps", 2.0),
-            "frames": sample.get("frames", NUM_BOXES if sample["task"] == "tracking" else None)}
+            "frames": sample.get("frames", texts_of(sample).frames)}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

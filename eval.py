@@ -7,10 +7,11 @@ published evaluation scripts do, makes a model look better the more often it bre
     python eval.py --model M --video clip.mp4 --task grounding --question "a person opens the door"     one question
     torchrun eval.py --model M --data x.jsonl --out DIR                                                  a data set
 
-Read in this order: how a model is asked (`answer_all`, for training, selection and evaluation alike), what one completion
-is worth (`sample_metrics`), the means (`compute_metrics`), four answers that never look at the video (`blind_baselines`).
-The four are no formality: on VideoChat-R1's 180 tracking sequences, copying the start box eight times gets an AO of 42.35,
-where the paper's models get 41.8 to 43.8. The command line, with intervals, categories and probes, is tools/evaluate.py.
+Read in this order: how a model is asked (`answer_all`, for training, selection and evaluation alike), what is counted of
+a completion, answers that never look at the video, what is reported of each task (`REPORTS`), the means
+(`compute_metrics`, and `blind_baselines` for the blind answers). Those are no formality: on VideoChat-R1's 180 tracking
+sequences, copying the start box eight times gets an AO of 42.35, where the paper's models get 41.8 to 43.8. The command
+line, with intervals, categories and probes, is tools/evaluate.py.
 
 Left out on purpose: official scripts' own parsers (numbers here are those of one parser for all), blind captions,
 retrying a question, and answers that are shared between samples.
@@ -19,8 +20,11 @@ retrying a question, and answers that are shared between samples.
 import json
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
+from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -33,7 +37,7 @@ from lib.captions import Judge, split_sentences, told, words_judge
 from lib.distributed import World
 from lib.questions import load_prompts, sampling_seed
 from lib.readers import VideoError
-from lib.tables import METRICS
+from lib.samples import entry_of
 
 # ---- the answers of a model ------------------------------------------------------------------------------------------
 
@@ -93,45 +97,26 @@ def answer_batch(model, loader, samples: list[dict], sampling: SamplingSettings,
     return predictions
 
 
-# ---- what one completion is worth -----------------------------------------------------------------------------------
+# ---- what is counted of one completion --------------------------------------------------------------------------------
 
 
-def sample_metrics(sample: dict, completion: str | None,
-                   judge: Judge = words_judge) -> dict[str, float]:
-    """All metrics of one sample, each in [0, 1]; their means over a data set are what is reported.
+class Answer(NamedTuple):
+    """A completion that has been scored, as the metrics see it."""
 
-    None stands for a completion that does not exist, for example because the video cannot be read: it counts 0 in
-    everything and as a parse failure. A sample with a malformed truth raises ValueError (from `rewards`).
+    sample: dict
+    completion: str
+    parts: dict[str, float] = {}  # of its reward
+    judge: Judge = words_judge
 
-    >>> sample = {"id": "a", "task": "grounding", "spans": [[10, 20]]}
-    >>> sample_metrics(sample, "<answer>10 to 15</answer>")  # doctest: +NORMALIZE_WHITESPACE
-    {'grounding/mIoU': 0.5, 'grounding/R@0.3': 1.0, 'grounding/R@0.5': 1.0, 'grounding/R@0.7': 0.0,
-     'parse_failure': 0.0}
-    """
-    completion = completion or ""
-    task = sample["task"]
-    _, parts, reason = rewards.score(sample, completion, judge=judge)
-    metrics = {}
-    if task == "grounding":
-        metrics["mIoU"] = parts["temporal_iou"]
-        for threshold in (0.3, 0.5, 0.7):
-            metrics[f"R@{threshold}"] = reaches(parts["temporal_iou"], threshold)
-    elif task == "gqa":
-        metrics["accuracy"] = parts["accuracy"]
-        metrics["mIoU"] = parts["temporal_iou"]
-        metrics["mIoP"] = longest_window_iop(sample, completion)
-        metrics["Acc@GQA"] = parts["accuracy"] * reaches(metrics["mIoP"], 0.5)
-    elif task == "tracking":
-        metrics["AO"] = parts["box_iou"]
-        metrics["AO@2-7"] = unseen_boxes_overlap(sample, completion)
-        metrics["R@0.5"] = reaches(parts["box_iou"], 0.5)
-    elif task == "captioning":
-        metrics["recall"] = parts["event_recall"]
-        metrics["precision"] = caption_precision(sample, completion, judge)
-    else:  # qa, classification
-        metrics["accuracy"] = parts["accuracy"]
-    named = {f"{task}/{name}": value for name, value in metrics.items()}
-    return named | {"parse_failure": float(reason in rewards.UNREADABLE)}
+
+def part(name: str) -> Callable[[Answer], float]:
+    """The metric that is this part of the reward."""
+    return lambda answer: answer.parts[name]
+
+
+def part_reaches(name: str, threshold: float) -> Callable[[Answer], float]:
+    """The metric that is 1 where this part of the reward reaches the threshold."""
+    return lambda answer: reaches(answer.parts[name], threshold)
 
 
 def reaches(value: float, threshold: float) -> float:
@@ -143,39 +128,39 @@ def reaches(value: float, threshold: float) -> float:
     return float(value >= threshold - 1e-9)
 
 
-def longest_window_iop(sample: dict, completion: str) -> float:
+def longest_window_iop(answer: Answer) -> float:
     """Intersection over *prediction*: the share of the longest predicted window that lies in one annotated window.
 
     NExT-GQA's official IoP takes a single prediction. Of several we take the longest as written (the first on a tie)
     and the annotated window that suits it best. Unlike there, a window of length 0 has IoP 0: a point can be guessed.
 
     >>> sample = {"id": "a", "task": "gqa", "spans": [[5, 10], [20, 25]]}
-    >>> longest_window_iop(sample, "<glue>[(20, 25), (2, 10)]</glue>")
+    >>> longest_window_iop(Answer(sample, "<glue>[(20, 25), (2, 10)]</glue>"))
     0.625
     """
-    windows, _ = rewards.read(completion, "glue", rewards.parse_windows)
+    windows, _ = rewards.read(answer.sample, answer.completion, "glue")
     if not windows:
         return 0.0
     # Rounded, because 5.3 - 5.1 is longer than 0.3 - 0.1 in binary. max keeps the first of equals.
     start, end = max(windows, key=lambda window: round(window[1] - window[0], 9))
-    truths = map(sorted, rewards.true_spans(sample))
+    truths = map(sorted, rewards.true_spans(answer.sample))
     shared = max(min(end, true_end) - max(start, true_start) for true_start, true_end in truths)
     return rewards.ratio(shared, end - start)
 
 
-def unseen_boxes_overlap(sample: dict, completion: str) -> float:
+def unseen_boxes_overlap(answer: Answer) -> float:
     """Mean IoU of boxes 2 to 7, the part of AO that takes eyes.
 
     Box 0 is given in the prompt and box 1 is one frame later, where the object has hardly moved.
     """
-    boxes, _ = rewards.read(completion, "answer", rewards.parse_boxes)
+    boxes, _ = rewards.read(answer.sample, answer.completion, "answer")
     if boxes is None:
         return 0.0
-    overlaps = list(map(rewards.box_iou, boxes, rewards.true_boxes(sample)))
+    overlaps = list(map(rewards.box_iou, boxes, rewards.true_boxes(answer.sample)))
     return sum(overlaps[2:]) / 6
 
 
-def caption_precision(sample: dict, completion: str, judge: Judge = words_judge) -> float:
+def caption_precision(answer: Answer) -> float:
     """The share of the caption's sentences that the annotated events tell, by the judge with its two sides exchanged.
 
     Dream-1k has a model cut the caption into events first; here a sentence is one, so that a sentence of three true
@@ -183,41 +168,13 @@ def caption_precision(sample: dict, completion: str, judge: Judge = words_judge)
     not told.
 
     >>> sample = {"id": "a", "task": "captioning", "events": ["A man opens the door", "He takes a cup"]}
-    >>> caption_precision(sample, "<answer>The man opens a door. A dog barks.</answer>")
+    >>> caption_precision(Answer(sample, "<answer>The man opens a door. A dog barks.</answer>"))
     0.5
     """
-    caption, _ = rewards.read(completion, "answer", rewards.parse_caption)
+    caption, _ = rewards.read(answer.sample, answer.completion, "answer")
     sentences = split_sentences(caption or "")
-    reference = reference_caption(sample)
-    return sum(told(judge, [(sentence, reference) for sentence in sentences])) / max(len(sentences), 1)
-
-
-# ---- the means ------------------------------------------------------------------------------------------------------
-
-
-def compute_metrics(samples: list[dict], completions: list[str | None],
-                    judge: Judge = words_judge) -> dict[str, float]:
-    """Means over samples of the names in METRICS, and `n`, their number. One completion a sample, None if it failed.
-
-    The tasks may be mixed: a task's metrics are means over its own samples, `parse_failure` and `n` over all.
-    captioning/F1 is the F1 of the two means, as VideoChat-R1's rows for Dream-1k are (30.6 from 33.8 and 27.9).
-    ValueError if the two lists differ in length.
-    """
-    if len(samples) != len(completions):
-        raise ValueError(f"{len(samples)} samples but {len(completions)} completions: one each, None where it failed")
-    return means_of([sample_metrics(sample, completion, judge) for sample, completion in zip(samples, completions)])
-
-
-def means_of(values: list[dict[str, float]]) -> dict[str, float]:
-    """Means of what `sample_metrics` gives, in the order of METRICS, and `n`."""
-    columns: dict[str, list[float]] = {}
-    for of_sample in values:
-        for name, value in of_sample.items():
-            columns.setdefault(name, []).append(value)
-    means = {name: sum(column) / len(column) for name, column in columns.items()}
-    if "captioning/recall" in means:
-        means["captioning/F1"] = float(f1(means["captioning/precision"], means["captioning/recall"]))
-    return {name: means[name] for name in METRICS if name in means} | {"n": len(values)}
+    reference = reference_caption(answer.sample)
+    return sum(told(answer.judge, [(sentence, reference) for sentence in sentences])) / max(len(sentences), 1)
 
 
 def f1(precision, recall):
@@ -225,96 +182,49 @@ def f1(precision, recall):
     return 2 * precision * recall / np.maximum(precision + recall, 1e-12)
 
 
-def values_of(samples: list[dict], predictions: list[dict],
-              judge: Judge = words_judge) -> list[dict[str, float]]:
-    """The metrics of each sample; of its K completions the mean."""
-    values = []
-    for sample, prediction in zip(samples, predictions, strict=True):
-        rounds = [sample_metrics(sample, completion, judge) for completion in prediction["completions"]]
-        values.append({name: sum(r[name] for r in rounds) / len(rounds) for name in rounds[0]})
-    return values
-
-
-def evaluate(model, loader, samples: list[dict], world: World, sampling: SamplingSettings, score: Callable,
-             title: str) -> tuple[dict[str, float], list[dict]]:
-    """Ask, then measure the first completion of each sample: (metrics, answers as `answer_all` gives them).
-
-    `score` is `rewards.score` with its `mix` and `judge` filled in; captions are measured by the same judge."""
-    predictions = answer_all(model, loader, samples, world, sampling, score, title)
-    completions = [prediction["completions"][0] for prediction in predictions]
-    return compute_metrics(samples, completions, getattr(score, "keywords", {}).get("judge", words_judge)), predictions
-
-
-def first_metrics(metrics: dict) -> list[str]:
-    """The name of the first metric of each task that was measured."""
-    names = [name for name in METRICS if "/" in name and metrics.get(name) is not None]
-    return list({name.split("/")[0]: name for name in reversed(names)}.values())[::-1]
-
-
-def score_of(metrics: dict) -> float:
-    """One number to tell the best model by: the mean of each task's first metric."""
-    names = first_metrics(metrics)
-    return sum(metrics[name] for name in names) / max(len(names), 1)
-
-
 # ---- answers that never look at the video ---------------------------------------------------------------------------
 
-
-def blind_baselines(samples: list[dict]) -> dict[str, dict[str, float]]:
-    """What answers without any video score on these samples: four guessers, each with the names of `compute_metrics`.
-
-    A guesser writes a completion as the model does and is scored as the model is. It answers only the tasks that it has
-    an answer for: the names of the others are absent, and its `n` counts the samples it answered.
-
-        whole_video           grounding, gqa              from 0 to the end
-        best_constant_span    grounding, gqa              the best pair of fractions of the duration, one for each task
-        start_box_copied      tracking                    the box of the prompt, eight times
-        most_frequent_letter  qa, gqa, classification     the commonest answer of each task
-
-    gqa asks for a letter and for windows: all three guessers name the commonest letter, and `most_frequent_letter`
-    gives the whole video as its evidence. Fractions and letters are chosen on the very samples they are scored on,
-    which makes them upper bounds: a blind model that has learnt the best constant from other data gets a little less.
-    captioning has no guesser: what a text model says without a look depends on the model.
-    """
-    letters = most_frequent_answers(samples)
-    fallback = fallback_length(samples)
-    by_task = {task: [sample for sample in samples if sample["task"] == task] for task in ("grounding", "gqa")}
-    best = {task: best_constant_span(of_task, fallback) for task, of_task in by_task.items()}
-
-    def whole_video(sample: dict) -> str:
-        return write_span(sample, (0.0, 1.0), fallback, letters)
-
-    def constant_span(sample: dict) -> str:
-        return write_span(sample, best[sample["task"]], fallback, letters)
-
-    def start_box(sample: dict) -> str:
-        return write(sample, json.dumps(rewards.true_boxes(sample)[:1] * 8))
-
-    def letter(sample: dict) -> str:
-        return whole_video(sample) if sample["task"] == "gqa" else write(sample, letters[sample["task"]])
-
-    guessers = {
-        "whole_video": (whole_video, ("grounding", "gqa")),
-        "best_constant_span": (constant_span, ("grounding", "gqa")),
-        "start_box_copied": (start_box, ("tracking",)),
-        "most_frequent_letter": (letter, ("qa", "gqa", "classification")),
-    }
-    metrics = {}
-    for name, (guess, tasks) in guessers.items():
-        answered = [sample for sample in samples if sample["task"] in tasks]
-        metrics[name] = compute_metrics(answered, [guess(sample) for sample in answered])
-    return metrics
+# Answers a task without any video: (all samples of the task, seconds for those of unknown length) -> their completions.
+# Whatever it chooses it chooses on the very samples that it is scored on, which makes it an upper bound: a blind model that
+# has learnt the best constant from other data gets a little less.
+Guesser = Callable[[list[dict], float], list[str]]
 
 
-def most_frequent_answers(samples: list[dict]) -> dict[str, str]:
-    """{task: its commonest answer} for the tasks that have answers; the alphabet decides between equals."""
-    truth = {"qa": rewards.true_letter, "gqa": rewards.true_letter, "classification": rewards.true_label}
-    counts: dict[str, Counter] = {}
-    for sample in samples:
-        task = sample["task"]
-        if task in truth:
-            counts.setdefault(task, Counter())[truth[task](sample)] += 1
-    return {task: min(count, key=lambda answer: (-count[answer], answer)) for task, count in counts.items()}
+def say_letter(samples: list[dict], fallback: float) -> list[str]:
+    letter = commonest(map(rewards.true_letter, samples))
+    return [write(sample, letter) for sample in samples]
+
+
+def say_label(samples: list[dict], fallback: float) -> list[str]:
+    label = commonest(map(rewards.true_label, samples))
+    return [write(sample, label) for sample in samples]
+
+
+def commonest(answers: Iterable[str]) -> str:
+    """The alphabet decides between equals."""
+    count = Counter(answers)
+    return min(count, key=lambda answer: (-count[answer], answer))
+
+
+def from_start_to_end(samples: list[dict], fallback: float) -> tuple[float, float]:
+    return 0.0, 1.0
+
+
+def say_span(samples: list[dict], fallback: float, choose=from_start_to_end) -> list[str]:
+    """The same fractions of every video."""
+    fractions = choose(samples, fallback)
+    return [write(sample, "{} to {}".format(*times(sample, fractions, fallback))) for sample in samples]
+
+
+def say_letter_and_span(samples: list[dict], fallback: float, choose=from_start_to_end) -> list[str]:
+    """The commonest letter, and the same fractions of every video as the only window."""
+    letter, fractions = commonest(map(rewards.true_letter, samples)), choose(samples, fallback)
+    return [write(sample, letter, "[({}, {})]".format(*times(sample, fractions, fallback))) for sample in samples]
+
+
+def copy_start_box(samples: list[dict], fallback: float) -> list[str]:
+    """The box of the prompt, eight times."""
+    return [write(sample, json.dumps(rewards.true_boxes(sample)[:1] * 8)) for sample in samples]
 
 
 def clip_length(sample: dict, fallback: float) -> float:
@@ -367,20 +277,171 @@ def best_constant_span(samples: list[dict], fallback: float) -> tuple[float, flo
     return best
 
 
-def write_span(sample: dict, fractions: tuple[float, float], fallback: float, letters: dict[str, str]) -> str:
-    """A constant span as a completion; for gqa as the only window, with the commonest letter as the answer."""
-    length = clip_length(sample, fallback)
+def times(sample: dict, fractions: tuple[float, float], fallback: float) -> list[str]:
+    """Start and end of a constant span in seconds."""
     # Microseconds: rounding must not show in a metric, and no exponent may appear.
-    start, end = (f"{fraction * length:.6f}" for fraction in fractions)
-    if sample["task"] == "grounding":
-        return write(sample, f"{start} to {end}")
-    return write(sample, letters["gqa"], f"[({start}, {end})]")
+    return [f"{fraction * clip_length(sample, fallback):.6f}" for fraction in fractions]
 
 
 def write(sample: dict, answer: str, glue: str | None = None) -> str:
     """The blocks that the sample's prompt asks for, with nothing thought."""
     thought = "" if sample.get("think") is False else "<think></think>"
     return f"{thought}<answer>{answer}</answer>" + ("" if glue is None else f"<glue>{glue}</glue>")
+
+
+# ---- what is reported of each task ------------------------------------------------------------------------------------
+
+
+class Report(NamedTuple):
+    """The metrics of one task, in the order of the tables, and the blind answers that they are compared with."""
+
+    metrics: dict[str, Callable[[Answer], float]]  # name -> in [0, 1], of one completion; the mean is reported
+    of_means: dict[str, Callable[[dict], float]] = {}  # name -> of those means; stands before them in the tables
+    blind: dict[str, Guesser] = {}  # column of the tables -> how this task is answered in it
+
+
+REPORTS = {
+    "grounding": Report(
+        metrics={"mIoU": part("temporal_iou"), "R@0.3": part_reaches("temporal_iou", 0.3),
+                 "R@0.5": part_reaches("temporal_iou", 0.5), "R@0.7": part_reaches("temporal_iou", 0.7)},
+        blind={"whole_video": say_span, "best_constant_span": partial(say_span, choose=best_constant_span)}),
+    "qa": Report(metrics={"accuracy": part("accuracy")}, blind={"most_frequent_letter": say_letter}),
+    "gqa": Report(
+        metrics={"accuracy": part("accuracy"), "mIoU": part("temporal_iou"), "mIoP": longest_window_iop,
+                 "Acc@GQA": lambda answer: answer.parts["accuracy"] * reaches(longest_window_iop(answer), 0.5)},
+        blind={"whole_video": say_letter_and_span, "most_frequent_letter": say_letter_and_span,
+               "best_constant_span": partial(say_letter_and_span, choose=best_constant_span)}),
+    "tracking": Report(
+        metrics={"AO": part("box_iou"), "AO@2-7": unseen_boxes_overlap, "R@0.5": part_reaches("box_iou", 0.5)},
+        blind={"start_box_copied": copy_start_box}),
+    "classification": Report(metrics={"accuracy": part("accuracy")}, blind={"most_frequent_letter": say_label}),
+    "captioning": Report(  # no blind answer: what a text model says without a look depends on the model
+        metrics={"recall": part("event_recall"), "precision": caption_precision},
+        of_means={"F1": lambda means: f1(means["precision"], means["recall"])}),
+}
+
+# The order of all tables. A task that is not in the data has none of its names in the result.
+METRICS = (*(f"{task}/{name}" for task, report in REPORTS.items() for name in (*report.of_means, *report.metrics)),
+           "parse_failure")
+GUESSERS = tuple(dict.fromkeys(["whole_video", "best_constant_span", "start_box_copied", "most_frequent_letter",
+                                *(name for report in REPORTS.values() for name in report.blind)]))
+
+
+def report_of(task: str) -> Report:
+    return entry_of(REPORTS, task, "REPORTS of eval.py (its metrics and its blind answers)")
+
+
+# ---- the means ------------------------------------------------------------------------------------------------------
+
+
+def sample_metrics(sample: dict, completion: str | None,
+                   judge: Judge = words_judge) -> dict[str, float]:
+    """All metrics of one sample, each in [0, 1]; their means over a data set are what is reported.
+
+    None stands for a completion that does not exist, for example because the video cannot be read: it counts 0 in
+    everything and as a parse failure. A sample with a malformed truth raises ValueError (from `rewards`).
+
+    >>> sample = {"id": "a", "task": "grounding", "spans": [[10, 20]]}
+    >>> sample_metrics(sample, "<answer>10 to 15</answer>")  # doctest: +NORMALIZE_WHITESPACE
+    {'grounding/mIoU': 0.5, 'grounding/R@0.3': 1.0, 'grounding/R@0.5': 1.0, 'grounding/R@0.7': 0.0,
+     'parse_failure': 0.0}
+    """
+    completion, task = completion or "", sample["task"]
+    _, parts, reason = rewards.score(sample, completion, judge=judge)
+    answer = Answer(sample, completion, parts, judge)
+    metrics = {f"{task}/{name}": metric(answer) for name, metric in report_of(task).metrics.items()}
+    return metrics | {"parse_failure": float(reason in rewards.UNREADABLE)}
+
+
+def compute_metrics(samples: list[dict], completions: list[str | None],
+                    judge: Judge = words_judge) -> dict[str, float]:
+    """Means over samples of the names in METRICS, and `n`, their number. One completion a sample, None if it failed.
+
+    The tasks may be mixed: a task's metrics are means over its own samples, `parse_failure` and `n` over all.
+    captioning/F1 is the F1 of the two means, as VideoChat-R1's rows for Dream-1k are (30.6 from 33.8 and 27.9).
+    ValueError if the two lists differ in length.
+    """
+    if len(samples) != len(completions):
+        raise ValueError(f"{len(samples)} samples but {len(completions)} completions: one each, None where it failed")
+    return means_of([sample_metrics(sample, completion, judge) for sample, completion in zip(samples, completions)])
+
+
+def means_of(values: list[dict[str, float]]) -> dict[str, float]:
+    """Means of what `sample_metrics` gives, in the order of METRICS, and `n`."""
+    columns: dict[str, list[float]] = {}
+    for of_sample in values:
+        for name, value in of_sample.items():
+            columns.setdefault(name, []).append(value)
+    means = {name: sum(column) / len(column) for name, column in columns.items()}
+    means |= {name: float(value) for name, value in metrics_of_means(means).items()}
+    return {name: means[name] for name in METRICS if name in means} | {"n": len(values)}
+
+
+def metrics_of_means(means: dict) -> dict:
+    """The metrics that are computed from other means, of numbers or of arrays alike."""
+    found = {}
+    for task, report in REPORTS.items():
+        own = {name: means[f"{task}/{name}"] for name in report.metrics if f"{task}/{name}" in means}
+        found |= {f"{task}/{name}": metric(own) for name, metric in report.of_means.items() if own}
+    return found
+
+
+def values_of(samples: list[dict], predictions: list[dict],
+              judge: Judge = words_judge) -> list[dict[str, float]]:
+    """The metrics of each sample; of its K completions the mean."""
+    values = []
+    for sample, prediction in zip(samples, predictions, strict=True):
+        rounds = [sample_metrics(sample, completion, judge) for completion in prediction["completions"]]
+        values.append({name: sum(r[name] for r in rounds) / len(rounds) for name in rounds[0]})
+    return values
+
+
+def evaluate(model, loader, samples: list[dict], world: World, sampling: SamplingSettings, score: Callable,
+             title: str) -> tuple[dict[str, float], list[dict]]:
+    """Ask, then measure the first completion of each sample: (metrics, answers as `answer_all` gives them).
+
+    `score` is `rewards.score` with its `mix` and `judge` filled in; captions are measured by the same judge."""
+    predictions = answer_all(model, loader, samples, world, sampling, score, title)
+    completions = [prediction["completions"][0] for prediction in predictions]
+    return compute_metrics(samples, completions, getattr(score, "keywords", {}).get("judge", words_judge)), predictions
+
+
+def first_metrics(metrics: dict) -> list[str]:
+    """The name of the first metric of each task that was measured."""
+    names = [name for name in METRICS if "/" in name and metrics.get(name) is not None]
+    return list({name.split("/")[0]: name for name in reversed(names)}.values())[::-1]
+
+
+def score_of(metrics: dict) -> float:
+    """One number to tell the best model by: the mean of each task's first metric."""
+    names = first_metrics(metrics)
+    return sum(metrics[name] for name in names) / max(len(names), 1)
+
+
+def blind_baselines(samples: list[dict]) -> dict[str, dict[str, float]]:
+    """What answers without any video score on these samples: four guessers, each with the names of `compute_metrics`.
+
+    A guesser writes a completion as the model does and is scored as the model is. It answers only the tasks that it has
+    an answer for: the names of the others are absent, and its `n` counts the samples it answered.
+
+        whole_video           grounding, gqa              from 0 to the end
+        best_constant_span    grounding, gqa              the best pair of fractions of the duration, one for each task
+        start_box_copied      tracking                    the box of the prompt, eight times
+        most_frequent_letter  qa, gqa, classification     the commonest answer of each task
+
+    gqa asks for a letter and for windows: all three guessers name the commonest letter, and `most_frequent_letter`
+    gives the whole video as its evidence.
+    """
+    fallback = fallback_length(samples)
+    by_task: dict[str, list[dict]] = {}
+    for sample in samples:
+        by_task.setdefault(sample["task"], []).append(sample)
+    metrics = {}
+    for guesser in GUESSERS:
+        asked = {task: of_task for task, of_task in by_task.items() if guesser in report_of(task).blind}
+        answers = [report_of(task).blind[guesser](of_task, fallback) for task, of_task in asked.items()]
+        metrics[guesser] = compute_metrics([*chain(*asked.values())], [*chain(*answers)])
+    return metrics
 
 
 if __name__ == "__main__":

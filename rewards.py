@@ -8,7 +8,7 @@ the annotated events that a caption tells (`event_recall`). Training and evaluat
 optimised is what is reported.
 
 Read in this order: three overlap measures; the blocks of a completion; one parser for each kind of answer; the truth of
-a sample; `score`; the command line `python rewards.py completions.jsonl`.
+a sample; what each task is paid for (`REWARDS`); `score`; the command line `python rewards.py completions.jsonl`.
 
 Two decisions shape everything below. Malformed model output is normal and scores 0 with a reason; a malformed *sample*
 is a mistake in the data and raises. And an answer is never repaired: swapping a reversed one or clipping it to the
@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
 from lib.captions import Judge, told, words_judge
-from lib.samples import LETTERS, field_problem, value_problem
+from lib.samples import LETTERS, entry_of, field_problem, value_problem
 
 Span = tuple[float, float]  # start, end in seconds
 Box = Sequence[float]  # x0, y0, x1, y1, normalised to [0, 1]
@@ -46,18 +46,7 @@ class Score(NamedTuple):
     reason: str
 
 
-# Reasons that mean "nobody can tell what was answered"; evaluation counts them as parse failures. An answer that is no
-# possible answer at all is among them: a reversed interval is no interval, a letter that is not offered is no choice
-# (and in "I do not know" the only capital is no choice either: the two cannot be told apart). The remaining reasons,
-# no_overlap, wrong_choice, wrong_label, no_event and bad_format, belong to answers that can be read.
-UNREADABLE = frozenset({
-    "no_answer_tag", "no_glue_tag", "empty_answer", "bad_interval", "reversed_interval", "bad_glue", "bad_boxes",
-    "bad_choice", "two_letters",
-})
-
-
-# The dual reward: what is right or wrong, and what is more or less right. `format` belongs to neither and always counts.
-DISCRETE, CONTINUOUS = ("accuracy",), ("temporal_iou", "box_iou", "event_recall")
+# Ways to make one number of the parts; see `score`.
 MIXES = ("sum", "temporal_r1", "discrete", "continuous")
 
 
@@ -144,30 +133,6 @@ def last_block(completion: str, tag: str) -> tuple[str | None, str]:
         return None, f"no_{tag}_tag"
     start += len(f"<{tag}>")
     return completion[start:completion.index(f"</{tag}>", start)], "ok"
-
-
-def blocks_are_right(sample: dict, completion: str) -> bool:
-    """Is the completion exactly the blocks that its prompt asks for, with nothing but white space around them?
-
-    A prompt without thinking (`"think": false` in the sample) asks for no thought, so there one is as wrong as its
-    absence is elsewhere. No tag of a block may occur twice: with two answers in one completion the model could hedge.
-    Other tags, such as the <timestep> that VideoChat-R1 asks for inside the thought, may occur there at will.
-    """
-    thinks = sample.get("think") is not False
-    blocks = ["think"] * thinks + ["answer"] + ["glue"] * (sample["task"] == "gqa")
-    # Counting first keeps the lazy dots below linear: every tag has one place at most where it can match.
-    if any(completion.count(tag) > 1 for name in ("think", "answer", "glue") for tag in (f"<{name}>", f"</{name}>")):
-        return False
-    if not thinks and ("<think>" in completion or "</think>" in completion):
-        return False
-    pattern = r"\s*+".join(f"<{name}>.*?</{name}>" for name in blocks)
-    return re.fullmatch(pattern, completion.strip(), re.DOTALL) is not None
-
-
-def read(completion: str, tag: str, parse: Callable[[str], tuple[Any, str]]) -> tuple[Any, str]:
-    """The last <tag> block through a parser: (value, "ok") or (None, reason)."""
-    text, reason = last_block(completion, tag)
-    return (None, reason) if text is None else parse(text)
 
 
 # ---- One parser for each kind of answer: text -> (value, "ok") or (None, reason) -------------------------------------
@@ -396,6 +361,131 @@ def true_label(sample: dict) -> str:
     return annotated(sample, "answer", value_problem).strip().lower()  # the options play no part in scoring
 
 
+# ---- What each task is paid for --------------------------------------------------------------------------------------
+
+
+class Block(NamedTuple):
+    """What stands in one pair of tags, and how it is read."""
+
+    parse: Callable[[str, dict], tuple[Any, str]]  # (text, sample) -> (value, "ok") or (None, reason)
+    reasons: dict[str, str]  # each reason of the parser, in words
+    has_form: Callable[[str], bool] = lambda text: True  # where the prompt prescribes a list: is it one?
+
+
+INTERVAL = Block(lambda text, sample: parse_interval(text), {
+    "bad_interval": "the answer names no start and end", "reversed_interval": "an interval ends before it starts"})
+CHOICE = Block(lambda text, sample: parse_letter(text, sample["options"]), {
+    "bad_choice": "the answer names none of the letters offered", "two_letters": "the answer names two letters"})
+WINDOWS = Block(lambda text, sample: parse_windows(text), {
+    "bad_glue": "the <glue> block is no list of (start, end)", "reversed_interval": "an interval ends before it starts"},
+    has_form=lambda text: parse_windows(text)[0] is not None)
+# Not parse_boxes: eight lists of four quoted strings have the form, though no box can be read from them.
+EIGHT_BOXES = Block(lambda text, sample: parse_boxes(text), {"bad_boxes": "the answer is no list of 8 lists of 4 numbers"},
+                    has_form=lambda text: box_cells(text) is not None)
+LABEL = Block(lambda text, sample: parse_label(text), {"empty_answer": "the answer is empty"})
+CAPTION = Block(lambda text, sample: parse_caption(text), {"empty_answer": "the answer is empty"})
+
+Measured = dict[str, tuple[float, str]]  # part -> (its value, why that is 0 or "ok")
+
+
+def read(sample: dict, completion: str, tag: str) -> tuple[Any, str]:
+    """The last <tag> block, through the parser of the sample's task: (value, "ok") or (None, reason)."""
+    text, reason = last_block(completion, tag)
+    return (None, reason) if text is None else reward_of(sample["task"]).blocks[tag].parse(text, sample)
+
+
+def measure(value: float, reason: str, wrong: str) -> tuple[float, str]:
+    """A value with its parser's reason, or with `wrong` where the answer could be read and earned nothing."""
+    return value, wrong if reason == "ok" and not value else reason
+
+
+def measure_grounding(sample: dict, completion: str, judge: Judge) -> Measured:
+    """When does the event happen?"""
+    [truth] = true_spans(sample)
+    span, reason = read(sample, completion, "answer")
+    return {"temporal_iou": measure(temporal_iou(span, truth) if span else 0.0, reason, "no_overlap")}
+
+
+def measure_qa(sample: dict, completion: str, judge: Judge) -> Measured:
+    """Which option is right?"""
+    truth = true_letter(sample)
+    letter, reason = read(sample, completion, "answer")
+    return {"accuracy": measure(float(letter == truth), reason, "wrong_choice")}
+
+
+def measure_gqa(sample: dict, completion: str, judge: Judge) -> Measured:
+    """Which option is right, and which seconds of the video show it?"""
+    truths = true_spans(sample)
+    windows, reason = read(sample, completion, "glue")
+    iou = spans_iou(windows, truths) if windows else 0.0
+    return {"temporal_iou": measure(iou, reason, "no_overlap"), **measure_qa(sample, completion, judge)}
+
+
+def measure_tracking(sample: dict, completion: str, judge: Judge) -> Measured:
+    """Where is the object in 8 frames? The mean over all 8, the given one among them, as in VideoChat-R1."""
+    truths = true_boxes(sample)
+    boxes, reason = read(sample, completion, "answer")
+    return {"box_iou": measure(sum(map(box_iou, boxes, truths)) / 8 if boxes else 0.0, reason, "no_overlap")}
+
+
+def measure_classification(sample: dict, completion: str, judge: Judge) -> Measured:
+    """Which label? Equal to the last character: `high quality.` is wrong."""
+    truth = true_label(sample)
+    label, reason = read(sample, completion, "answer")
+    return {"accuracy": measure(float(label == truth), reason, "wrong_label")}
+
+
+def measure_captioning(sample: dict, completion: str, judge: Judge) -> Measured:
+    """Which share of the annotated events does the caption tell? (VideoChat-R1's reward for captions, as published.)
+
+    There a model takes the events from a reference caption, and the share is mapped to reward levels that the paper
+    does not give. Here the events are annotated and the share is the reward. Nothing is paid, or taken, for what else a
+    caption says: --max_new_tokens alone bounds its length, and evaluation reports precision beside recall.
+    """
+    events = annotated(sample, "events")
+    caption, reason = read(sample, completion, "answer")
+    recall = sum(told(judge, [(event, caption) for event in events])) / len(events) if caption else 0.0
+    return {"event_recall": measure(recall, reason, "no_event")}
+
+
+class Reward(NamedTuple):
+    """How a completion of one task is read and measured."""
+
+    blocks: dict[str, Block]  # that the prompt asks for behind the thought, by tag, in their order
+    measure: Callable[[dict, str, Judge], Measured]  # (sample, completion, judge) -> all parts but `format`
+    # The dual reward: parts that are right or wrong, and parts that are more or less right. `format` belongs to neither
+    # and always counts.
+    discrete: tuple[str, ...] = ()
+    continuous: tuple[str, ...] = ()
+
+
+REWARDS = {
+    "grounding": Reward({"answer": INTERVAL}, measure_grounding, continuous=("temporal_iou",)),
+    "qa": Reward({"answer": CHOICE}, measure_qa, discrete=("accuracy",)),
+    "gqa": Reward({"answer": CHOICE, "glue": WINDOWS}, measure_gqa, discrete=("accuracy",), continuous=("temporal_iou",)),
+    "tracking": Reward({"answer": EIGHT_BOXES}, measure_tracking, continuous=("box_iou",)),
+    "classification": Reward({"answer": LABEL}, measure_classification, discrete=("accuracy",)),
+    "captioning": Reward({"answer": CAPTION}, measure_captioning, continuous=("event_recall",)),
+}
+
+# The parts of all tasks, each once.
+DISCRETE = tuple(dict.fromkeys(part for reward in REWARDS.values() for part in reward.discrete))
+CONTINUOUS = tuple(dict.fromkeys(part for reward in REWARDS.values() for part in reward.continuous))
+
+# Reasons that mean "nobody can tell what was answered"; evaluation counts them as parse failures. An answer that is no
+# possible answer at all is among them: a reversed interval is no interval, a letter that is not offered is no choice
+# (and in "I do not know" the only capital is no choice either: the two cannot be told apart). The remaining reasons,
+# no_overlap, wrong_choice, wrong_label, no_event and bad_format, belong to answers that can be read.
+BLOCKS = [(tag, block) for reward in REWARDS.values() for tag, block in reward.blocks.items()]
+WHY_UNREADABLE = {f"no_{tag}_tag": f"there is no closed <{tag}> ... </{tag}>" for tag, _ in BLOCKS}
+WHY_UNREADABLE |= {reason: words for _, block in BLOCKS for reason, words in block.reasons.items()}
+UNREADABLE = frozenset(WHY_UNREADABLE)
+
+
+def reward_of(task: str) -> Reward:
+    return entry_of(REWARDS, task, "REWARDS of rewards.py (how a completion is read and measured)")
+
+
 # ---- The reward ------------------------------------------------------------------------------------------------------
 
 
@@ -414,19 +504,11 @@ def score(sample: dict, completion: str, mix: str = "sum", judge: Judge = words_
     """
     if mix not in MIXES:
         raise ValueError(f"unknown reward {mix!r}: choose one of {', '.join(MIXES)}")
-    task = annotated(sample, "task")
-    if task == "grounding":
-        measured = measure_grounding(sample, completion)
-    elif task == "gqa":
-        measured = measure_gqa(sample, completion)
-    elif task == "qa":
-        measured = measure_qa(sample, completion)
-    elif task == "tracking":
-        measured = measure_tracking(sample, completion)
-    elif task == "classification":
-        measured = measure_classification(sample, completion)
-    else:
-        measured = measure_captioning(sample, completion, judge)
+    reward = reward_of(annotated(sample, "task"))
+    measured = reward.measure(sample, completion, judge)
+    if measured.keys() != {*reward.discrete, *reward.continuous}:
+        raise KeyError(f"task {sample['task']!r} measures {', '.join(measured)}: its entry in REWARDS of rewards.py has to name "
+                       "just these, as `discrete` or `continuous`")
     parts = {name: value for name, (value, _) in measured.items()}
     parts["format"] = float(format_is_right(sample, completion))
     # Backwards, so that in gqa the answer's reason comes before the glue's.
@@ -459,69 +541,26 @@ def format_is_right(sample: dict, completion: str) -> bool:
 
     A wrong, reversed or disjoint answer keeps its format: what it says is measured by the other parts.
     """
-    if sample["task"] == "gqa" and read(completion, "glue", parse_windows)[0] is None:
-        return False
-    # Not parse_boxes: eight lists of four quoted strings have the form, though no box can be read from them.
-    if sample["task"] == "tracking" and box_cells(last_block(completion, "answer")[0] or "") is None:
-        return False
-    return blocks_are_right(sample, completion)
+    blocks = reward_of(sample["task"]).blocks
+    return (all(block.has_form(last_block(completion, tag)[0] or "") for tag, block in blocks.items())
+            and blocks_are_right(completion, [*blocks], thinks=sample.get("think") is not False))
 
 
-Measured = dict[str, tuple[float, str]]  # part -> (its value, why that is 0 or "ok")
+def blocks_are_right(completion: str, tags: list[str], thinks: bool) -> bool:
+    """Is the completion exactly the blocks that its prompt asks for, with nothing but white space around them?
 
-
-def measure(value: float, reason: str, wrong: str) -> tuple[float, str]:
-    """A value with its parser's reason, or with `wrong` where the answer could be read and earned nothing."""
-    return value, wrong if reason == "ok" and not value else reason
-
-
-def measure_grounding(sample: dict, completion: str) -> Measured:
-    """When does the event happen?"""
-    [truth] = true_spans(sample)
-    span, reason = read(completion, "answer", parse_interval)
-    return {"temporal_iou": measure(temporal_iou(span, truth) if span else 0.0, reason, "no_overlap")}
-
-
-def measure_qa(sample: dict, completion: str) -> Measured:
-    """Which option is right?"""
-    truth = true_letter(sample)
-    letter, reason = read(completion, "answer", lambda text: parse_letter(text, sample["options"]))
-    return {"accuracy": measure(float(letter == truth), reason, "wrong_choice")}
-
-
-def measure_gqa(sample: dict, completion: str) -> Measured:
-    """Which option is right, and which seconds of the video show it?"""
-    truths = true_spans(sample)
-    windows, reason = read(completion, "glue", parse_windows)
-    iou = spans_iou(windows, truths) if windows else 0.0
-    return {"temporal_iou": measure(iou, reason, "no_overlap"), **measure_qa(sample, completion)}
-
-
-def measure_tracking(sample: dict, completion: str) -> Measured:
-    """Where is the object in 8 frames? The mean over all 8, the given one among them, as in VideoChat-R1."""
-    truths = true_boxes(sample)
-    boxes, reason = read(completion, "answer", parse_boxes)
-    return {"box_iou": measure(sum(map(box_iou, boxes, truths)) / 8 if boxes else 0.0, reason, "no_overlap")}
-
-
-def measure_classification(sample: dict, completion: str) -> Measured:
-    """Which label? Equal to the last character: `high quality.` is wrong."""
-    truth = true_label(sample)
-    label, reason = read(completion, "answer", parse_label)
-    return {"accuracy": measure(float(label == truth), reason, "wrong_label")}
-
-
-def measure_captioning(sample: dict, completion: str, judge: Judge) -> Measured:
-    """Which share of the annotated events does the caption tell? (VideoChat-R1's reward for captions, as published.)
-
-    There a model takes the events from a reference caption, and the share is mapped to reward levels that the paper
-    does not give. Here the events are annotated and the share is the reward. Nothing is paid, or taken, for what else a
-    caption says: --max_new_tokens alone bounds its length, and evaluation reports precision beside recall.
+    A prompt without thinking (`"think": false` in the sample) asks for no thought, so there one is as wrong as its
+    absence is elsewhere. No tag of a block may occur twice: with two answers in one completion the model could hedge.
+    Other tags, such as the <timestep> that VideoChat-R1 asks for inside the thought, may occur there at will.
     """
-    events = annotated(sample, "events")
-    caption, reason = read(completion, "answer", parse_caption)
-    recall = sum(told(judge, [(event, caption) for event in events])) / len(events) if caption else 0.0
-    return {"event_recall": measure(recall, reason, "no_event")}
+    # Counting first keeps the lazy dots below linear: every tag has one place at most where it can match.
+    once = {"think", "answer", "glue", *tags}
+    if any(completion.count(tag) > 1 for name in once for tag in (f"<{name}>", f"</{name}>")):
+        return False
+    if not thinks and ("<think>" in completion or "</think>" in completion):
+        return False
+    pattern = r"\s*+".join(f"<{name}>.*?</{name}>" for name in ["think"] * thinks + tags)
+    return re.fullmatch(pattern, completion.strip(), re.DOTALL) is not None
 
 
 # ---- python rewards.py completions.jsonl -----------------------------------------------------------------------------

@@ -33,7 +33,7 @@ import torch
 
 import rewards
 from data import STYLES, Prompt, VideoSettings, target_text
-from eval import answer_all, blind_baselines, evaluate, first_metrics, score_of
+from eval import METRICS, answer_all, blind_baselines, evaluate, first_metrics, score_of
 from grpo import Group, Loss, accumulate_gradients, grpo_loss, rollout
 from lib import lora, memory, toy
 from lib.answers import SamplingSettings, claim, fingerprint, read_asked, write_lines
@@ -65,7 +65,8 @@ class Config:
     model: str = papers("", "Hugging Face folder or hub id; without it a tiny random model and synthetic videos are made")
     train_data: list[str] = papers((), "samples: FILE[@VIDEO_ROOT][:N] or FILE[@VIDEO_ROOT][:P%]")
     eval_data: list[str] = papers((), "held-out samples, likewise; without them nothing is evaluated")
-    tasks: list[str] = papers(("grounding", "qa", "gqa"), "only these tasks", with_model=TASKS, choices=TASKS)
+    tasks: list[str] = papers(("grounding", "qa", "gqa"), "only these tasks", with_model=tuple(TASKS),
+                              choices=tuple(TASKS))
     seed: int = papers(0, "decides order, sampling and, in the synthetic run, clips and weights")
     # what the model sees and is asked
     prompt: str = papers("think", "with thought, without, or Temporal-R1's JSON", choices=STYLES)
@@ -601,7 +602,7 @@ def finish(run: Run, held_out: list[dict]) -> None:
         print(f"\n{sample['task']}: {sample['question']}\n  said     {prediction['completions'][0]}\n  expected {truth}")
     print(f"\n{run.out}/summary.json, {run.out}/final; {run.seconds['total']:.0f} s in all")
     columns = {"before": summary["before"], "after SFT": summary["after_sft"], "after GRPO": summary["after"], **baselines}
-    print_table({name: column for name, column in columns.items() if column}, f"{len(held_out)} held-out samples")
+    print_table(METRICS, {name: column for name, column in columns.items() if column}, f"{len(held_out)} held-out samples")
 
 
 if __name__ == "__main__":

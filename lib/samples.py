@@ -10,14 +10,16 @@ import random
 import re
 import sys
 from collections import Counter
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 from lib.files import write_whole
 
-TASKS = ("grounding", "qa", "gqa", "tracking", "classification", "captioning")
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 NUM_BOXES = 8  # of a tracking sample, as in VideoChat-R1
+Entry = TypeVar("Entry")  # what a dict by task holds
 
 # ---- what a sample is -----------------------------------------------------------------------------------------------
 
@@ -40,31 +42,88 @@ def _are_rows(value: object, width: int) -> bool:
     return _is_list(value) and all(_is_list(row, width) and all(map(is_number, row)) for row in value)
 
 
-# What a field has to be, wherever it occurs: (test, words for the message).
-FIELDS = {
-    "id": (_is_text, "a string"),
-    "task": (lambda value: value in TASKS, f"one of {', '.join(TASKS)}"),
-    "video": (_is_text, "a path; leave it out for a text-only sample"),
-    "question": (_is_text, "a string"),
-    "options": (lambda value: _is_list(value) and len(value) <= len(LETTERS)
-                and all(isinstance(option, str) for option in value), "a list of 1 to 26 strings without letters"),
-    "answer": (_is_text, "a string"),
-    "spans": (lambda value: _are_rows(value, 2), "a list of [start, end] in seconds"),
-    "boxes": (lambda value: _are_rows(value, 4) and len(value) == NUM_BOXES, "a list of 8 [x0, y0, x1, y1]"),
-    "events": (lambda value: _is_list(value)
+class Field(NamedTuple):
+    """What a field has to be: `is_right` by itself, and `misfit` says why it does not fit the sample's other fields."""
+
+    is_right: Callable[[object], bool]
+    wanted: str  # in words, for the message
+    misfit: Callable[[dict], str | None] = lambda sample: None
+
+
+def _not_one_span(sample: dict) -> str | None:
+    if len(sample["spans"]) != 1:
+        return f"field 'spans' has {len(sample['spans'])} spans; grounding has exactly one (gqa may have several)"
+    return None
+
+
+def _not_offered(sample: dict) -> str | None:
+    if sample["answer"] not in list(LETTERS[:len(sample["options"])]):
+        return f"field 'answer' is {sample['answer']!r}; it must be a letter of the {len(sample['options'])} options"
+    return None
+
+
+def _no_label(sample: dict) -> str | None:
+    labels = sample.get("options", [sample["answer"]])
+    if sample["answer"].strip().lower() not in [label.strip().lower() for label in labels]:
+        return f"field 'answer' is {sample['answer']!r}; it must be one of the options {labels}"
+    return None
+
+
+def _no_part(sample: dict) -> str | None:
+    if sample["end"] <= sample.get("start", 0):
+        return f"field 'end' is {sample['end']}; it must lie behind 'start' ({sample.get('start', 0)})"
+    return None
+
+
+OPTIONS = Field(lambda value: _is_list(value) and len(value) <= len(LETTERS)
+                and all(isinstance(option, str) for option in value), "a list of 1 to 26 strings without letters")
+SPANS = Field(lambda value: _are_rows(value, 2), "a list of [start, end] in seconds")
+BOXES = Field(lambda value: _are_rows(value, 4) and len(value) == NUM_BOXES, "a list of 8 [x0, y0, x1, y1]")
+EVENTS = Field(lambda value: _is_list(value)
                and all(isinstance(event, str) and any(map(str.isalnum, event)) for event in value),
-               "a list of sentences with words in them, one for each event"),
-    "frames": (lambda value: _is_list(value, NUM_BOXES) and all(type(i) is int and i >= 0 for i in value),
-               "a list of 8 frame numbers from 0"),
-    "duration": (lambda value: is_number(value) and value > 0, "seconds above 0; leave it out if unknown"),
-    "fps": (lambda value: is_number(value) and value > 0, "frames a second above 0"),
-    "think": (lambda value: isinstance(value, bool), "true or false"),
-    "target": (lambda value: isinstance(value, str), "a string"),
-    "start": (lambda value: is_number(value) and value >= 0, "seconds from 0"),
-    "end": (lambda value: is_number(value) and value > 0, "seconds above 0"),
+               "a list of sentences with words in them, one for each event")
+
+# What a sample of each task must hold, beside id, task and question. This is the first of four dicts by the name of a
+# task, and a task has an entry in each: TASKS here, TEXTS in data.py (how it is asked), REWARDS in rewards.py (what a
+# completion is worth), REPORTS in eval.py (what is reported). docs/your-own.md adds a task to them, step by step.
+TASKS = {
+    "grounding": {"spans": SPANS._replace(misfit=_not_one_span)},
+    "qa": {"options": OPTIONS, "answer": Field(_is_text, "a string", _not_offered)},
+    "gqa": {"options": OPTIONS, "answer": Field(_is_text, "a string", _not_offered), "spans": SPANS},
+    "tracking": {"boxes": BOXES},
+    "classification": {"options": OPTIONS, "answer": Field(_is_text, "a string", _no_label)},
+    "captioning": {"events": EVENTS},
 }
-NEEDED = {"grounding": ["spans"], "qa": ["options", "answer"], "gqa": ["options", "answer", "spans"],
-          "tracking": ["boxes"], "classification": ["options", "answer"], "captioning": ["events"]}
+
+# What a field has to be in a sample of any task. The fields of TASKS are among them, each by itself: `spans` of a qa sample
+# still tell how long its video may be.
+FIELDS = {
+    "id": Field(_is_text, "a string"),
+    "task": Field(lambda value: isinstance(value, str) and value in TASKS, f"one of {', '.join(TASKS)}"),
+    "video": Field(_is_text, "a path; leave it out for a text-only sample"),
+    "question": Field(_is_text, "a string"),
+    **{field: Field(rule.is_right, rule.wanted) for fields in TASKS.values() for field, rule in fields.items()},
+    "frames": Field(lambda value: _is_list(value, NUM_BOXES) and all(type(i) is int and i >= 0 for i in value),
+                    "a list of 8 frame numbers from 0"),
+    "duration": Field(lambda value: is_number(value) and value > 0, "seconds above 0; leave it out if unknown"),
+    "fps": Field(lambda value: is_number(value) and value > 0, "frames a second above 0"),
+    "think": Field(lambda value: isinstance(value, bool), "true or false"),
+    "target": Field(lambda value: isinstance(value, str), "a string"),
+    "start": Field(lambda value: is_number(value) and value >= 0, "seconds from 0"),
+    "end": Field(lambda value: is_number(value) and value > 0, "seconds above 0", _no_part),
+}
+
+
+def entry_of(entries: dict[str, Entry], task: str, place: str) -> Entry:
+    """A task's entry in one of the four dicts; KeyError with the place where it is missing. No task stands in for another."""
+    if task not in entries:
+        raise KeyError(f"task {task!r} has no entry in {place}: add it there, as docs/your-own.md shows")
+    return entries[task]
+
+
+def rule_of(sample: dict, field: str) -> Field:
+    """What a field of this sample has to be, needed or not."""
+    return TASKS.get(str(sample.get("task")), {}).get(field) or FIELDS[field]
 
 
 def find_problem(sample: object) -> str | None:
@@ -72,7 +131,7 @@ def find_problem(sample: object) -> str | None:
     if not isinstance(sample, dict):
         return f"{str(sample)[:60]!r} is not a JSON object; write one object a line"
     given = [field for field in FIELDS if field in sample]
-    needed = ["id", "task", "question", *NEEDED.get(str(sample.get("task")), [])]
+    needed = ["id", "task", "question", *TASKS.get(str(sample.get("task")), {})]
     problems = chain((value_problem(sample, field) for field in given + needed), (_misfit(sample, field) for field in given))
     return next((problem for problem in problems if problem), None)
 
@@ -84,27 +143,17 @@ def field_problem(sample: dict, field: str) -> str | None:
 
 def value_problem(sample: dict, field: str) -> str | None:
     """What is wrong with one field by itself."""
-    is_right, wanted = FIELDS[field]
+    rule = rule_of(sample, field)
     if field not in sample:
-        return f"field {field!r} is missing; it must be {wanted}"
-    if not is_right(sample[field]):
-        return f"field {field!r} is {str(sample[field])[:80]!r}; it must be {wanted}"
+        return f"field {field!r} is missing; it must be {rule.wanted}"
+    if not rule.is_right(sample[field]):
+        return f"field {field!r} is {str(sample[field])[:80]!r}; it must be {rule.wanted}"
     return None
 
 
 def _misfit(sample: dict, field: str) -> str | None:
     """Why a field whose value alone is right does not fit the others."""
-    task, value = sample.get("task"), sample[field]
-    if field == "spans" and task == "grounding" and len(value) != 1:
-        return f"field 'spans' has {len(value)} spans; grounding has exactly one (gqa may have several)"
-    if field == "answer" and task in ("qa", "gqa") and value not in list(LETTERS[:len(sample["options"])]):
-        return f"field 'answer' is {value!r}; it must be a letter of the {len(sample['options'])} options"
-    if field == "answer" and task == "classification" and "options" in sample:
-        if value.strip().lower() not in [label.strip().lower() for label in sample["options"]]:
-            return f"field 'answer' is {value!r}; it must be one of the options {sample['options']}"
-    if field == "end" and value <= sample.get("start", 0):
-        return f"field 'end' is {value}; it must lie behind 'start' ({sample.get('start', 0)})"
-    return None
+    return rule_of(sample, field).misfit(sample)
 
 
 # ---- files of samples -----------------------------------------------------------------------------------------------

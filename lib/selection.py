@@ -7,6 +7,8 @@ always right, gives a group without distances and so without gradient. K complet
     continuous (grounding, gqa, tracking, low_variance_poor, low_variance_good dropped; high_variance_good kept;
                 captioning)               high_variance_poor, below the quality floor, dropped
 
+Continuous is a task whose reward has a continuous part (`REWARDS` in rewards.py).
+
 The paper publishes neither K nor its thresholds. Ours, K = 8 at temperature 1 and the two numbers below, are no more
 than ours. The report therefore shows every count, and `control` selects as many samples by another rule (by chance,
 the easiest, the hardest), so that "selected beats random" can be tested.
@@ -18,9 +20,8 @@ from collections import Counter
 
 import numpy as np
 
-from rewards import task_score
+from rewards import reward_of, task_score
 
-DISCRETE = ("qa", "classification")
 BINS = ("all_wrong", "all_right", "mixed",
         "low_variance_poor", "low_variance_good", "high_variance_poor", "high_variance_good")
 KEPT_BINS = ("mixed", "high_variance_good")
@@ -69,8 +70,8 @@ def select(samples: list[dict], predictions: dict[str, dict], *, min_std: float 
     for task in sorted({sample["task"] for sample in samples}):
         ids = [sample["id"] for sample in samples if sample["task"] == task]
         scores = [task_scores(predictions[i]) for i in ids]
-        bins, report = (_discrete_bins(scores) if task in DISCRETE
-                        else _continuous_bins(scores, min_std, min_mean, std_quantile, mean_quantile))
+        bins, report = (_continuous_bins(scores, min_std, min_mean, std_quantile, mean_quantile)
+                        if reward_of(task).continuous else _discrete_bins(scores))
         chosen = [i for i, name in zip(ids, bins) if name in KEPT_BINS]
         if control:
             means = {i: statistics.fmean(row) for i, row in zip(ids, scores) if is_answered(predictions[i])}

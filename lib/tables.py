@@ -1,29 +1,20 @@
 """Numbers as text: the metrics in columns, each beside what it has to be compared with.
 
-`METRICS` is the order in which all tables show them. Nothing is computed here, and everything that is printed is in
-metrics.json as well.
+`order` has the names of all metrics in the order in which all tables show them (`METRICS` of eval.py). Nothing is computed
+here, and everything that is printed is in metrics.json as well.
 """
 
 from lib import published
-
-# The order of the columns. A task that is not in the data has none of its names in the result.
-METRICS = (
-    "grounding/mIoU", "grounding/R@0.3", "grounding/R@0.5", "grounding/R@0.7",
-    "qa/accuracy",
-    "gqa/accuracy", "gqa/mIoU", "gqa/mIoP", "gqa/Acc@GQA",
-    "tracking/AO", "tracking/AO@2-7", "tracking/R@0.5",
-    "classification/accuracy",
-    "captioning/F1", "captioning/recall", "captioning/precision",
-    "parse_failure",
-)
+from rewards import WHY_UNREADABLE
 
 
-def print_table(columns: dict[str, dict], title: str = "", intervals: dict[str, list[float]] | None = None) -> None:
+def print_table(order: tuple[str, ...], columns: dict[str, dict], title: str = "",
+                intervals: dict[str, list[float]] | None = None) -> None:
     """One row a metric, one column an evaluation; what an evaluation does not have is a dash, or no column at all.
 
     `intervals` are those of the first column and stand behind it.
     """
-    names = [name for name in METRICS if any(name in column for column in columns.values())]
+    names = [name for name in order if any(name in column for column in columns.values())]
     columns = {key: column for key, column in columns.items() if any("/" in name for name in column)}
     cells = {key: {name: f"{column[name]:.3f}" for name in names if column.get(name) is not None}
              for key, column in columns.items()}
@@ -51,30 +42,19 @@ def print_rows(title: str, names: list[str], rows: list[tuple[str, dict, str]]) 
         print((f"{row:{width}}" + "".join(f"{cell:>10}" for cell in cells) + f"  {remark}").rstrip())
 
 
-def print_categories(tables: dict[str, dict]) -> None:
+def print_categories(order: tuple[str, ...], tables: dict[str, dict]) -> None:
     for task, table in tables.items():
-        names = [name for name in METRICS if any(name in row for row in table.values())]
+        names = [name for name in order if any(name in row for row in table.values())]
         print_rows(f"{task} by category", [*names, "blind", "n"], [(category, row, "") for category, row in table.items()])
 
 
-def print_published(benchmark: str, metrics: dict) -> None:
+def print_published(order: tuple[str, ...], benchmark: str, metrics: dict) -> None:
     rows = published.rows_of(benchmark)
-    names = [name for name in METRICS if any(name in row.values for row in rows)]
+    names = [name for name in order if any(name in row.values for row in rows)]
     print_rows(f"published: {benchmark}", names, [("this model", metrics, "")] + [
         (row.model, row.values, row.source + (f"; {row.note}" if row.note else "")) for row in rows])
 
 
-WHY_UNREADABLE = {
-    "no_answer_tag": "there is no closed <answer> ... </answer>",
-    "no_glue_tag": "there is no closed <glue> ... </glue>",
-    "empty_answer": "the answer is empty",
-    "bad_interval": "the answer names no start and end",
-    "reversed_interval": "an interval ends before it starts",
-    "bad_glue": "the <glue> block is no list of (start, end)",
-    "bad_boxes": "the answer is no list of 8 lists of 4 numbers",
-    "bad_choice": "the answer names none of the letters offered",
-    "two_letters": "the answer names two letters",
-}
 NOT_ASKED = {"unreadable_video": "the video cannot be read", "prompt_too_long": "longer than --max_prompt_tokens",
              "truncated": "cut at --max_new_tokens"}
 
@@ -86,9 +66,9 @@ def print_reasons(reasons: dict[str, int]) -> None:
         print(f"{reason:24}{count:>8}  {(WHY_UNREADABLE | NOT_ASKED).get(reason, '')}".rstrip())
 
 
-def print_probes(probes: dict[str, dict], metrics: dict, baselines: dict[str, dict]) -> None:
+def print_probes(order: tuple[str, ...], probes: dict[str, dict], metrics: dict, baselines: dict[str, dict]) -> None:
     """For every metric but shares above a threshold: what is left of it when the video is spoilt."""
-    for name in METRICS:
+    for name in order:
         if name not in metrics or "R@" in name or "/" not in name:
             continue
         print(f"\n{name:28}{'n':>8}{'intact':>10}{'probe':>10}{'drop':>10}  95 % of the drop")

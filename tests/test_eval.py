@@ -13,10 +13,9 @@ from made_samples import BOX, captioning, gqa, grounding, qa, quality, says, sli
 
 import eval as evaluation
 from data import PromptTooLong
-from eval import answer_all, best_constant_span, blind_baselines, compute_metrics
+from eval import METRICS, answer_all, best_constant_span, blind_baselines, compute_metrics
 from lib.answers import SamplingSettings, append_lines
 from lib.questions import load_prompts
-from lib.tables import METRICS
 from rewards import score
 
 
@@ -515,7 +514,7 @@ def test_prompts_without_thinking_get_completions_without_a_thought():
     for sample in (with_thought, without):
         assert score(sample, evaluation.write(sample, "0 to 1")).parts["format"] == 1
     sample = gqa("A", [[0, 1]], duration=8)
-    text = evaluation.write_span(sample, (0.0, 0.5), 0.0, {"gqa": "A"})
+    [text] = evaluation.say_letter_and_span([sample], 0.0, choose=lambda samples, fallback: (0.0, 0.5))
     assert score(sample, text).parts == {"temporal_iou": 0.25, "accuracy": 1.0, "format": 1.0}
 
 

@@ -12,7 +12,7 @@ from conftest import ROOT
 import claims
 import data
 import train
-from lib.tables import METRICS
+from eval import METRICS
 from tools import convert, data_commands, evaluate, plan
 
 TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")

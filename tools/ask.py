@@ -16,8 +16,8 @@ from lib.distributed import World
 from lib.loader import VideoLoader
 from lib.memory import note_if_out_of_memory, sizes
 from lib.questions import sampling_seed, with_style
-from lib.tables import WHY_UNREADABLE
 from model import VideoLM
+from rewards import WHY_UNREADABLE
 
 
 def question_of(args) -> dict:
@@ -73,27 +73,30 @@ def what_is_read(sample: dict, completion: str, seconds: list[float] = ()) -> st
     >>> what_is_read({"task": "qa", "options": ["a dog", "a cat"]}, "<answer>The cat</answer>")
     'nothing: the answer names none of the letters offered'
     """
-    task, options = sample["task"], sample.get("options", [])
-    parse = {"grounding": rewards.parse_interval, "tracking": rewards.parse_boxes,
-             "qa": lambda text: rewards.parse_letter(text, options),
-             "gqa": lambda text: rewards.parse_letter(text, options)}.get(task, rewards.parse_label)
-    answer, reason = rewards.read(completion, "answer", parse)
-    if answer is None:
-        said = f"nothing: {WHY_UNREADABLE[reason]}"
-    elif task == "grounding":
-        said = windows_in_words([answer])
-    elif task == "tracking":
-        said = "\n".join(f"{t:6.2f} s  {box}" for t, box in zip(seconds, answer))
-    elif task in ("qa", "gqa"):
-        said = f"({answer}) {options[ord(answer) - ord('A')]}"
-    elif task == "classification" and answer not in [option.strip().lower() for option in options]:
-        said = f"{answer!r}, which is none of the options"
-    else:
-        said = rewards.last_block(completion, "answer")[0].strip()
-    if task == "gqa":
-        windows, reason = rewards.read(completion, "glue", rewards.parse_windows)
-        said += ", seen in " + (f"nothing: {WHY_UNREADABLE[reason]}" if windows is None else windows_in_words(windows))
+    said = ""
+    for tag, block in rewards.reward_of(sample["task"]).blocks.items():
+        value, reason = rewards.read(sample, completion, tag)
+        text, _ = rewards.last_block(completion, tag)
+        said += {"answer": "", "glue": ", seen in "}.get(tag, f", {tag}: ")
+        said += f"nothing: {WHY_UNREADABLE[reason]}" if value is None else in_words(value, block, sample, text, seconds)
     return said
+
+
+def in_words(value, block: rewards.Block, sample: dict, text: str, seconds: list[float]) -> str:
+    """What was read, by the kind of block. `text`: what stands in it."""
+    if block is rewards.INTERVAL:
+        return windows_in_words([value])
+    if block is rewards.WINDOWS:
+        return windows_in_words(value)
+    if block is rewards.CHOICE:
+        return f"({value}) {sample['options'][ord(value) - ord('A')]}"
+    if block is rewards.EIGHT_BOXES:
+        return "\n".join(f"{t:6.2f} s  {box}" for t, box in zip(seconds, value))
+    if block is rewards.LABEL and value in [option.strip().lower() for option in sample["options"]]:
+        return text.strip()
+    if block is rewards.LABEL:
+        return f"{value!r}, which is none of the options"
+    return str(value)
 
 
 def windows_in_words(windows: list[tuple[float, float]]) -> str:

@@ -40,7 +40,7 @@ from pathlib import Path, PurePosixPath
 from tqdm import tqdm
 
 from lib.files import write_whole
-from lib.samples import LETTERS, NEEDED, NUM_BOXES, field_problem, find_problem, is_number
+from lib.samples import LETTERS, NUM_BOXES, TASKS, field_problem, find_problem, is_number
 
 # A folder of frames has no clock of its own: GOT-10k is annotated at 10 Hz, MVBench's TVQA frames are 3 a second.
 GOT10K_FPS = 10.0
@@ -621,7 +621,7 @@ def checked(record: dict) -> dict:
         sample[key] = seconds(sample[key])
     if "spans" in sample:
         sample["spans"] = [[seconds(start), seconds(end)] for start, end in sample["spans"]]
-    for key in ["video", *NEEDED[sample["task"]]]:  # spans may be none at all: such a sample is written and named
+    for key in ["video", *TASKS[sample["task"]]]:  # spans may be none at all: such a sample is written and named
         if key != "spans" and (problem := field_problem(sample, key)):
             raise ValueError(problem)
     if "options" in sample:

@@ -28,7 +28,7 @@ import torch
 
 import rewards
 from data import STYLES, Clip, VideoSettings
-from eval import answer_all, blind_baselines, f1, means_of, values_of
+from eval import METRICS, answer_all, blind_baselines, means_of, metrics_of_means, values_of
 from lib import memory, published
 from lib.answers import PUBLISHED, SETTINGS, SamplingSettings, claim, fingerprint, read_asked, write_lines
 from lib.captions import Judge, words_judge
@@ -39,8 +39,8 @@ from lib.judge import load_judge
 from lib.loader import VideoLoader
 from lib.questions import with_style
 from lib.readers import VideoError
-from lib.samples import FIELDS, TASKS, load_samples, parse_entry
-from lib.tables import METRICS, print_categories, print_probes, print_published, print_reasons, print_table
+from lib.samples import TASKS, load_samples, parse_entry, rule_of
+from lib.tables import print_categories, print_probes, print_published, print_reasons, print_table
 from model import VideoLM
 from tools.ask import answer_one, question_of
 
@@ -60,7 +60,7 @@ class Flags:
     model: str = flag("", "Hugging Face folder or hub id of a Qwen2.5-VL", required=True)
     # one question
     video: str | None = one_video(None, "one video file, or folder of frames, to answer one question about", kind=str)
-    task: str | None = one_video(None, "with --video: the kind of question", kind=str, choices=TASKS)
+    task: str | None = one_video(None, "with --video: the kind of question", kind=str, choices=tuple(TASKS))
     question: str | None = one_video(None, "with --video: the event to find, the question, or the object to track", kind=str)
     options: list[str] | None = one_video(None, "with --video: the answers to choose from, without letters (qa, gqa, "
                                                 "classification)", kind=tuple)
@@ -77,7 +77,7 @@ class Flags:
                                   "score each costs")
     video_root: str | None = data_set(None, "where the videos lie, unless the entry says so; else the folder of its file",
                                       kind=str)
-    tasks: list[str] | None = data_set(None, "only these tasks", kind=tuple, choices=TASKS)
+    tasks: list[str] | None = data_set(None, "only these tasks", kind=tuple, choices=tuple(TASKS))
     reward: str = data_set("sum", "how the parts make up a reward", choices=rewards.MIXES)
     judge: str = data_set("", "causal LM that says which events a caption tells; without it word rules do")
     # how the model is asked
@@ -142,15 +142,16 @@ def find_problem(args: Flags) -> str | None:
         return f"--{given} is for a data set; leave it out, or leave out --video"
     if args.task is None or args.question is None:
         return "--video needs --task and --question"
-    wanted = {"qa": "options", "gqa": "options", "classification": "options", "tracking": "box"}.get(args.task)
-    for name in ("options", "box"):
-        if (getattr(args, name) is not None) != (name == wanted):
-            return f"--task {args.task} {'needs' if name == wanted else 'has no'} --{name}"
+    for name, field in (("options", "options"), ("box", "boxes")):
+        is_needed = field in TASKS[args.task]
+        if (getattr(args, name) is not None) != is_needed:
+            return f"--task {args.task} {'needs' if is_needed else 'has no'} --{name}"
     if args.box and not (0 <= args.box[0] < args.box[2] <= 1 and 0 <= args.box[1] < args.box[3] <= 1):
         return f"--box {args.box} is no box: X0 < X1 and Y0 < Y1 are fractions of the frame, from 0 to 1"
-    for field, value in question_of(args).items():
-        if not FIELDS[field][0](value):
-            return f"{field!r} is {value!r}; it must be {FIELDS[field][1]}"
+    sample = question_of(args)
+    for field, value in sample.items():
+        if not (rule := rule_of(sample, field)).is_right(value):
+            return f"{field!r} is {value!r}; it must be {rule.wanted}"
     return None
 
 
@@ -272,12 +273,12 @@ def write_results(args: Flags, samples: list[dict], answers: dict[str, list[dict
         if "problem" in prediction:
             print(f"{prediction['reasons'][0]}: {prediction['id']}: {prediction['problem']}")
     print_reasons(reasons)
-    print_categories(report["categories"])
+    print_categories(METRICS, report["categories"])
     if args.benchmark:
-        print_published(args.benchmark, metrics)
+        print_published(METRICS, args.benchmark, metrics)
     if args.probe:
-        print_probes(report["probes"], metrics, baselines)
-    print_table({"model": metrics, **baselines}, f"{len(samples)} samples", intervals)
+        print_probes(METRICS, report["probes"], metrics, baselines)
+    print_table(METRICS, {"model": metrics, **baselines}, f"{len(samples)} samples", intervals)
 
 
 def count_reasons(predictions: list[dict]) -> dict[str, int]:
@@ -333,9 +334,7 @@ def resampled_means(values: list[dict[str, float]]) -> dict[str, np.ndarray]:
             rng = np.random.default_rng(0)
             draws = (rng.integers(0, len(column), len(column)) for _ in range(RESAMPLES))
             means[name] = np.array([column[draw].mean() for draw in draws])
-    if "captioning/recall" in means:
-        means["captioning/F1"] = f1(means["captioning/precision"], means["captioning/recall"])
-    return means
+    return means | metrics_of_means(means)
 
 
 def intervals_of(means: dict[str, np.ndarray]) -> dict[str, list[float]]:

@@ -4,8 +4,8 @@ import re
 
 import pytest
 
+from eval import METRICS
 from lib import published
-from lib.tables import METRICS
 
 
 def value(benchmark, model, name, source=""):

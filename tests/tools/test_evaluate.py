@@ -15,11 +15,10 @@ from processes import read, run_ranks, start_ranks
 
 import eval
 from data import Clip, prepare
-from eval import answer_all, f1, values_of
+from eval import METRICS, answer_all, f1, values_of
 from lib import kernels, toy
 from lib.captions import words_judge
 from lib.questions import load_prompts
-from lib.tables import METRICS
 from model import VideoLM, decoder_layer
 from rewards import score
 from tools import ask, evaluate
