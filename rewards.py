@@ -507,8 +507,8 @@ def score(sample: dict, completion: str, mix: str = "sum", judge: Judge = words_
     reward = reward_of(annotated(sample, "task"))
     measured = reward.measure(sample, completion, judge)
     if measured.keys() != {*reward.discrete, *reward.continuous}:
-        raise KeyError(f"task {sample['task']!r} measures {', '.join(measured)}: its entry in REWARDS of rewards.py has to name "
-                       "just these, as `discrete` or `continuous`")
+        raise KeyError(f"task {sample['task']!r} measures {', '.join(measured)}: its entry in REWARDS of rewards.py has to "
+                       "name just these, as `discrete` or `continuous`")
     parts = {name: value for name, (value, _) in measured.items()}
     parts["format"] = float(format_is_right(sample, completion))
     # Backwards, so that in gqa the answer's reason comes before the glue's.

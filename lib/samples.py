@@ -115,7 +115,7 @@ FIELDS = {
 
 
 def entry_of(entries: dict[str, Entry], task: str, place: str) -> Entry:
-    """A task's entry in one of the four dicts; KeyError with the place where it is missing. No task stands in for another."""
+    """A task's entry in one of the four dicts. KeyError that names the place where it is missing: no other stands in."""
     if task not in entries:
         raise KeyError(f"task {task!r} has no entry in {place}: add it there, as docs/your-own.md shows")
     return entries[task]

@@ -265,6 +265,7 @@ def test_tracking_without_frames_shows_eight_evenly_spaced_ones(clip_file):
     clip = read_sample({**TRACKING, "video": str(clip_file), "frames": [0, 1, 2, 3, 4, 5, 6, 7]})
     assert which_frames(clip) == list(range(8)) and clip.sample_fps == 10  # its real rate, not one of all 40 frames
     settings = VideoSettings(target_fps=1.0, max_frames=2)
+    assert len(read_sample({**TRACKING, "video": str(clip_file)}, settings).frames) == 8
     assert len(read_sample({**QA, "video": str(clip_file)}, settings).frames) == 2
 
 
