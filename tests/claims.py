@@ -42,7 +42,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from data import STYLES, build_prompt, target_text  # noqa: E402
-from eval import blind_baselines, compute_metrics  # noqa: E402
+from eval import METRICS, blind_baselines, compute_metrics  # noqa: E402
 from lib import toy  # noqa: E402
 from lib.distributed import World  # noqa: E402
 from lib.run import write_json  # noqa: E402
@@ -331,7 +331,7 @@ def sft_equal_time(run: Path) -> None:
     columns = {"after SFT": "after_sft", "SFT, equal time": "sft_equal_time", "after GRPO": "after"}
     steps = json.loads((out / "config.json").read_text())["sft_steps"]
     print(f"{steps} steps of imitation, as many as the {summary['seconds']['grpo']:.0f} s of GRPO had room for")
-    print_table({title: summary[name] for title, name in columns.items()} | summary["baselines"],
+    print_table(METRICS, {title: summary[name] for title, name in columns.items()} | summary["baselines"],
                 f"{summary['after']['n']} held-out samples")
 
 

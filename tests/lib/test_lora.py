@@ -179,7 +179,7 @@ def test_a_saved_folder_is_a_plain_checkpoint_that_says_the_same(model, model_fo
     model.save(tmp_path / "final")
     assert names_in(tmp_path / "final") == names_in(model_folder)
     torch.testing.assert_close(score(VideoLM.load(str(tmp_path / "final")), prompts), score(model, prompts),
-                               atol=1e-5, rtol=0)
+                               atol=5e-5, rtol=0)
     assert len(lora.adapters(model.hf)) == 21  # 3 layers: saving leaves the adapters where they are
     base = score(VideoLM.load(str(model_folder)), prompts)
     assert (score(model, prompts) - base).abs().max() > 0.1
