@@ -91,7 +91,8 @@ class Watch:
         self.store, self.rank, self.size, self.seconds = store, rank, size, seconds
         self.is_over = threading.Event()
         self.enter("starting")
-        threading.Thread(target=self._look, daemon=True).start()
+        self.thread = threading.Thread(target=self._look, daemon=True)
+        self.thread.start()
 
     def enter(self, name: str) -> None:
         self.phase, self.since = name, time.time()
@@ -99,6 +100,7 @@ class Watch:
 
     def stop(self) -> None:
         self.is_over.set()
+        self.thread.join(5)  # a thread that is left running while the interpreter ends may abort the process
 
     def _look(self) -> None:
         while not self.is_over.wait(min(1.0, self.seconds / 4)):
