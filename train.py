@@ -224,10 +224,13 @@ def train_grpo(run: Run, policy: VideoLM, reference: VideoLM | None, samples: li
         sampled = sample_groups(run, policy, questions, score, step)
         # 2. A group without spread has no policy gradient: it is left out, which saves its two forward passes. But it stays
         #    in the denominator, or the fewer questions teach something, the harder each of them would pull.
+        #    Its KL goes with it, which both papers keep: --keep_dead_groups does too.
         live = [group for group in sampled.groups if group.is_live or config.keep_dead_groups]
+        # One number for all ranks: a mean of the ranks' means would weigh a token by how much its rank has sampled.
         (denominator,) = world.all_reduce_sum(size_of(sampled.groups, config.loss_norm))
         # 3. Clipped policy gradient and KL to the reference. With one update per rollout (inner_steps = 1) the ratio is 1 and
         #    nothing is ever clipped; later updates compare with the log-probabilities of the first (`group.old_logps`).
+        #    Gradients are added up over packs and ranks and stay in .grad until the optimiser takes them.
         lr = learning_rate(config.lr, step, steps, config.warmup_steps, config.lr_schedule)
         for _ in range(config.inner_steps):
             run.clock("score")
@@ -270,14 +273,17 @@ def sample_groups(run: Run, policy: VideoLM, questions: Questions, score, step: 
     wanted = config.questions
     for attempt in range(config.resample + 1):
         run.clock("wait")
+        # The next step's videos are decoded by other processes while the model works on these.
         batch = questions.next(wanted, ahead=config.questions)
         run.clock("sample")
+        # By place, not by sample: a sample that comes twice in a step is answered twice, and on no rank otherwise.
         seeds = [sampling_seed(config.seed, step, place) for place in batch.places]
-        with policy.gathered():
+        with policy.gathered():  # a sharded policy is put together once for all tokens
             new = rollout(policy, batch.prompts, score, group_size=config.group_size, max_new_tokens=config.max_new_tokens,
                           temperature=config.temperature, seeds=seeds, scale=config.adv_scale)
         run.clock("sync")  # the other ranks: not the videos
         sampled.unreadable += batch.unreadable
+        # Counted before it is decided: a rank that went on alone would wait for the others for ever.
         (dead,) = world.all_reduce_sum(sum(not group.is_live for group in new))
         if attempt == config.resample or dead == 0:
             sampled.groups += new
@@ -287,6 +293,7 @@ def sample_groups(run: Run, policy: VideoLM, questions: Questions, score, step: 
         sampled.resampled += int(dead)
         wanted = int(dead)
     (readable,) = world.all_reduce_sum(len(sampled.groups) + len(sampled.replaced))
+    # A wrong --video_root makes every video unreadable; later steps may lose all of theirs and the run goes on.
     if step == 0 and readable == 0:
         raise SystemExit(NOTHING_READABLE)
     return sampled
@@ -302,12 +309,14 @@ def size_of(groups: list[Group], norm: str) -> int:
 
 def learning_rate(peak: float, step: int, steps: int, warmup: int, schedule: str) -> float:
     """Rate of 0-based `step`: a linear rise over `warmup` steps, then constant, or linear to 0 behind the last one."""
+    # step + 1: a rate of 0 in the first step would waste its completions.
     rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
     fall = (steps - step) / max(steps - warmup, 1) if schedule == "linear" else 1.0
     return peak * min(rise, fall)
 
 
 def make_optimizer(config: Config, policy: VideoLM, lr: float) -> torch.optim.AdamW:
+    # Frozen here and not by a rate of 0: without a gradient the tower is not even passed backward (`vision_is_frozen`).
     policy.visual.requires_grad_(not config.freeze_vision)
     parameters = [p for p in policy.hf.parameters() if p.requires_grad]
     # Short runs from random weights need a short memory of squared gradients; for a published checkpoint PyTorch's is fine.
@@ -324,7 +333,7 @@ def optimizer_step(optimizer: torch.optim.AdamW, world: World, lr: float, max_no
     evidence at all, when all groups of a step are dead.
     """
     parameters = optimizer.param_groups[0]["params"]
-    sum_gradients(world, parameters)
+    sum_gradients(world, parameters)  # a sum: the denominator of all ranks is in the loss already
     norm = clip_gradients(world, parameters, max_norm)
     optimizer.param_groups[0]["lr"] = lr
     if math.isfinite(norm) and norm > 0:
@@ -359,6 +368,7 @@ def warm_start(run: Run, policy: VideoLM, samples: list[dict]) -> None:
         batch = questions.next(config.sft_questions)
         run.clock("learn")
         groups = [imitation_group(policy, prompt, config.prompt) for prompt in batch.prompts]
+        # The prompt is not among them: a model that learns to predict its questions forgets how to answer.
         (tokens,) = world.all_reduce_sum(size_of(groups, "token"))
         if step == 0 and tokens == 0:
             raise SystemExit(NOTHING_READABLE)
@@ -380,12 +390,14 @@ def imitation_group(policy: VideoLM, prompt: Prompt, style: str) -> Group:
 
 def encode_target(policy: VideoLM, text: str) -> torch.Tensor:
     """(1, C): the completion to imitate, with the end token that the policy has to learn to say."""
+    # split_special_tokens: an annotation that spells out <|im_end|> must not end the completion.
     ids = policy.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     return torch.tensor([ids + [policy.tokenizer.eos_token_id]], device=policy.device)
 
 
 def check_target_lengths(config: Config, policy: VideoLM, samples: list[dict]) -> None:
     """What is imitated must be sayable later: otherwise GRPO cuts every completion before its answer."""
+    # By characters, to tokenise one text instead of all; a shorter text may have a few tokens more.
     longest = max(samples, key=lambda sample: len(target_text(sample, config.prompt)))
     length = encode_target(policy, target_text(longest, config.prompt)).numel()
     if length > config.max_new_tokens:
@@ -406,6 +418,7 @@ def select_samples(run: Run, policy: VideoLM, samples: list[dict], score) -> dic
           fingerprint("the policy before GRPO", config.judge, sampling, run.loader.settings, samples))
     with policy.gathered():
         predictions = answer_all(policy, run.loader, samples, world, sampling, score, "selecting", partial_answers)
+    # The task's own score decides, without `format`: samples that differ in their tags alone teach nothing about videos.
     ids, report = select(samples, {p["id"]: p for p in predictions}, min_std=config.select_min_std,
                          min_mean=config.select_min_mean, seed=config.seed)
     if world.is_first:
@@ -429,6 +442,7 @@ def measure(run: Run, policy: VideoLM, held_out: list[dict], score, name: str) -
     if not held_out:
         return None
     config = run.config
+    # Greedy, one answer: no noise between two evaluations, and what users of the model get.
     sampling = SamplingSettings(config.prompt, config.max_new_tokens, config.max_prompt_tokens)
     with policy.gathered():
         metrics, predictions = evaluate(policy, run.loader, held_out, run.world, sampling, score, name)
@@ -460,9 +474,9 @@ def run_stages(run: Run, initial: str, train: list[dict], held_out: list[dict], 
     start_of_grpo = initial  # the weights that GRPO is held to
     if config.sft_steps:
         start_of_grpo = str(run.out / "warm_start")
-        if "after_sft" not in run.results:
+        if "after_sft" not in run.results:  # else the warm start is done, by an earlier part of this run
             warm_start(run, policy, train)
-            lora.fold_adapters(policy.hf, config.seed)
+            lora.fold_adapters(policy.hf, config.seed)  # or the reference of GRPO would be the model before the warm start
             run.save_model(policy, "warm_start")
         else:
             del policy  # before the next one is loaded: two may not fit
@@ -531,6 +545,7 @@ def load_reference(config: Config, world: World, policy: VideoLM, name: str) -> 
         return None
     if config.lora_rank:
         return policy
+    # From the disk and not a copy of the policy: in half the precision, and sharded by its own.
     reference = load_model(config, world, name, torch.bfloat16 if world.device.type == "cuda" else torch.float32)
     reference.hf.requires_grad_(False)
     return reference
@@ -567,6 +582,7 @@ def carry_out(config: Config, world: World) -> None:
         if not config.model:
             initial, train_data, eval_data = toy.prepare(config, world)
         root = config.video_root or None
+        # Whether a thought is asked for is part of the sample from here on: prompt and format reward must agree.
         train = with_style(load_samples(train_data, root, config.tasks, config.seed), config.prompt)
         held_out = with_style(load_samples(eval_data, root, config.tasks), config.prompt) if eval_data else []
         if config.dry_run:
