@@ -26,7 +26,12 @@ def write_whole(path: str | Path) -> Iterator[Path]:
             if not partial.is_dir():
                 raise IsADirectoryError(f"{path} is a folder; a file of this name would take its place")
             path.rename(replaced)  # a folder takes no other's place in one go
-        partial.replace(path)
+        try:
+            partial.replace(path)
+        except OSError:
+            if replaced.exists():  # what had the name gets it back
+                replaced.rename(path)
+            raise
     finally:
         remove(partial)
     remove(replaced)

@@ -61,7 +61,7 @@ def given_flags(parser: argparse.ArgumentParser, arguments: list[str] | None) ->
 
 
 def default_of(f, with_model: bool):
-    value = f.metadata["with_model"] if with_model else f.default
+    value = f.metadata.get("with_model", f.default) if with_model else f.default  # a field may be no flag
     return list(value) if isinstance(value, tuple) else value
 
 

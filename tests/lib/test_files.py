@@ -2,6 +2,7 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -43,6 +44,22 @@ def test_a_folder_replaces_a_folder(tmp_path):
             (partial / "config.json").write_text("half")
             raise ValueError("a tensor that cannot be written")
     assert (folder / "config.json").read_text() == "1" and list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_folder_that_cannot_be_replaced_keeps_its_name(tmp_path, monkeypatch):
+    """The best model so far under another name is lost to whoever looks for it."""
+    folder = tmp_path / "best"
+    folder.mkdir()
+    (folder / "weights").write_text("old")
+
+    def fail(*_):
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(OSError, match="the disk is gone"):
+        with write_whole(folder) as partial:
+            partial.mkdir()
+    assert (folder / "weights").read_text() == "old" and list(tmp_path.iterdir()) == [folder]
 
 
 def test_a_file_never_replaces_a_folder(tmp_path):

@@ -50,6 +50,16 @@ def test_a_flag_that_is_left_out_takes_its_default():
     assert (with_model.parts, with_model.rate) == (["c"], 0.5)
 
 
+def test_a_field_that_is_no_flag_keeps_its_default():
+    """`make_parser` passes over it; filling in must not end in a KeyError."""
+    @dataclass
+    class Mixed:
+        name: str = first("toy", "of the thing", with_model="real")
+        known: int = 3
+
+    assert fill(Mixed, {}, with_model=True) == Mixed("real", 3)
+
+
 def test_defaults_are_not_shared():
     """A list that one settings object changes must not be the default of the next."""
     fill(Settings, {}).parts.append("x")
