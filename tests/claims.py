@@ -2,9 +2,6 @@
 
     python tests/claims.py            all arms of all seeds, an hour or two on two cores; goes on where it was interrupted
     python tests/claims.py --report   only the tables, from the runs that are there (also in tests/results/claims.json)
-    python tests/claims.py --sft_equal_time runs/toy
-                                      another control, of the run that README shows: imitation that goes on for as long as
-                                      GRPO took
 
 An arm starts from a model that has learnt a little of everything by imitation (`base`, one for each seed), is trained by
 one command, and answers the same held-out questions through `eval.py`. What differs between the arms of a claim is one
@@ -32,23 +29,18 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from data import STYLES, build_prompt, target_text  # noqa: E402
-from eval import METRICS, blind_baselines, compute_metrics  # noqa: E402
+from eval import blind_baselines, compute_metrics  # noqa: E402
 from lib import toy  # noqa: E402
-from lib.distributed import World  # noqa: E402
-from lib.run import write_json  # noqa: E402
 from lib.samples import load_samples, read_jsonl  # noqa: E402
-from lib.tables import print_table  # noqa: E402
-from train import Config  # noqa: E402
 
 TRAIN, HELD_OUT = 400, 100  # clips
 BEGINS = ["second 0 or 1", "second 2 or 3", "second 4 or 5", "second 6 or later"]
@@ -303,72 +295,13 @@ def table(results: dict, claim: str) -> list[str]:
     return rows
 
 
-# --- the control of a run of the synthetic task ---------------------------------------------------------------------------
-
-# What differs between the run and its control; every other setting is the run's.
-OF_THE_CONTROL = {"model", "train_data", "eval_data", "out", "seed", "sft_steps", "steps", "select_k", "resume", "overwrite",
-                  "dry_run", "toy_train", "toy_eval"}
-
-
-def sft_equal_time(run: Path) -> None:
-    """Imitation that goes on from the warm start of `run`, on the same samples in another order, for as many seconds as
-    GRPO took there: if labels alone could have done it, this would show. The learning rate falls linearly once more.
-
-    Seconds become steps by what a step of the warm start took, so that the control may run on a machine that is busy.
-    Its metrics go into `run`/summary.json, beside the others, and its own files into `run`/sft_equal_time."""
-    config = Config(**json.loads((run / "config.json").read_text()))
-    summary = json.loads((run / "summary.json").read_text())
-    if config.model or not (summary["after_sft"] and summary["after"]):
-        raise SystemExit(f"{run}: the control is one of a run of the synthetic task, with a warm start and GRPO in it")
-    out = run / "sft_equal_time"
-    if not (out / "summary.json").exists():
-        again = " --resume" if (out / "config.json").exists() else ""
-        call(out, f"train.py {quote(*control_arguments(run, config, summary))}{again}", threads=None)
-    control = json.loads((out / "summary.json").read_text())
-    summary["sft_equal_time"] = control["after_sft"]
-    summary["seconds"]["sft_equal_time"] = control["seconds"]["sft"]
-    write_json(run / "summary.json", summary)
-    columns = {"after SFT": "after_sft", "SFT, equal time": "sft_equal_time", "after GRPO": "after"}
-    steps = json.loads((out / "config.json").read_text())["sft_steps"]
-    print(f"{steps} steps of imitation, as many as the {summary['seconds']['grpo']:.0f} s of GRPO had room for")
-    print_table(METRICS, {title: summary[name] for title, name in columns.items()} | summary["baselines"],
-                f"{summary['after']['n']} held-out samples")
-
-
-def control_arguments(run: Path, config: Config, summary: dict) -> list[str]:
-    """Of train.py, which takes another set of defaults with --model: so all settings of the run are named."""
-    with open(run / "metrics.jsonl", encoding="utf-8") as log:
-        sft_steps = sum(json.loads(line)["phase"] == "sft" for line in log)
-    seconds = summary["seconds"]
-    steps = max(1, round(seconds["grpo"] / (seconds["sft"] / sft_steps)))
-    _, (train_data,), (eval_data,) = toy.prepare(replace(config, out=str(run)), World(0, 1, torch.device("cpu")))
-    arguments = ["--model", run / "warm_start", "--train_data", Path(train_data).resolve(), "--eval_data",
-                 Path(eval_data).resolve(), "--out", run / "sft_equal_time", "--seed", config.seed + 1,  # another order
-                 "--sft_steps", steps, "--steps", 0, "--select_k", 0]
-    for name, value in asdict(config).items():
-        if name in OF_THE_CONTROL or value == "":
-            continue
-        if name in ("frame_cache", "judge") and Path(value).exists():  # as seen from the folder of the run
-            value = Path(value).resolve()
-        if isinstance(value, bool):
-            arguments += [f"--{name}" if value else f"--no-{name}"]
-        else:
-            arguments += [f"--{name}", *(value if isinstance(value, list) else [value])]
-    return [str(argument) for argument in arguments]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Test the claims of both papers on synthetic clips.")
     parser.add_argument("--out", type=Path, default=Path("runs/claims"), help="folder of all runs (%(default)s)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="two at least (0 1 2)")
     parser.add_argument("--jobs", type=int, default=2, help="arms that run side by side, each on one core (%(default)s)")
     parser.add_argument("--report", action="store_true", help="run nothing, only collect what is there")
-    parser.add_argument("--sft_equal_time", type=Path, metavar="RUN", help="only this: the control of a finished run of "
-                        "train.py without --model, imitation for as long as GRPO took")
     args = parser.parse_args()
-    if args.sft_equal_time:
-        sft_equal_time(args.sft_equal_time.resolve())
-        return
     if not args.report:
         for arms in ({name: arm for name, arm in ARMS.items() if name not in LAST}, ARMS):  # what matters most first
             for seed in args.seeds:

@@ -1,11 +1,8 @@
 """The experiment behind the claims table: its questions are true, its arms are commands that exist, its table is computed."""
 
-import dataclasses
 import json
 import shlex
-import shutil
 import statistics
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -66,49 +63,6 @@ def test_every_arm_is_a_command_that_train_accepts(name, arm, tmp_path):
         completions = config.steps * config.questions * config.group_size
         assert completions == claims.STEPS * 64 * (3 if name == "joint, equal data" else 1)
         assert config.sft_steps == 0 and config.select_k == 0
-
-
-@pytest.fixture
-def finished(whole_run, tmp_path, monkeypatch):
-    """A finished run of the synthetic task and its clips, and this folder as the one that it was started in."""
-    shutil.copytree(whole_run, tmp_path / "run")
-    shutil.copytree(whole_run.parent / "toy", tmp_path / "toy")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(claims, "call", lambda out, command, threads: train.main(shlex.split(command)[1:]))
-    return tmp_path / "run"
-
-
-def test_the_control_goes_on_from_the_warm_start_for_as_long_as_grpo_took(finished, monkeypatch, capsys):
-    """From another model, at another resolution or with the defaults of a published checkpoint, it would lose to GRPO for
-    reasons of its own."""
-    summary = json.loads((finished / "summary.json").read_text())
-    summary["seconds"] |= {"sft": 10.0, "grpo": 1.0}  # 50 steps of imitation were 10 s: five take as long as GRPO
-    (finished / "summary.json").write_text(json.dumps(summary))
-    claims.sft_equal_time(finished)
-    said = capsys.readouterr().out
-    assert "SFT, equal time" in said and "5 steps of imitation, as many as the 1 s of GRPO" in said
-    found = json.loads((finished / "summary.json").read_text())
-    control = json.loads((finished / "sft_equal_time" / "summary.json").read_text())
-    assert control["before"] == summary["after_sft"] and found["sft_equal_time"] == control["after_sft"]
-    assert {name: found[name] for name in summary if name != "seconds"} == {n: summary[n] for n in summary if n != "seconds"}
-    run, of_control = (train.Config(**json.loads((folder / "config.json").read_text()))
-                       for folder in (finished, finished / "sft_equal_time"))
-    of_control.frame_cache = Path(of_control.frame_cache).name
-    different = {f.name for f in dataclasses.fields(run) if getattr(run, f.name) != getattr(of_control, f.name)}
-    assert different == {"model", "train_data", "eval_data", "out", "seed", "sft_steps", "steps", "select_k", "toy_train",
-                         "toy_eval"}  # of the last two it takes the defaults, and makes no clips
-    assert (of_control.sft_steps, of_control.steps, of_control.select_k) == (5, 0, 0)
-    monkeypatch.setattr(claims, "call", lambda *_, **__: pytest.fail("it was there already"))
-    claims.sft_equal_time(finished)
-    assert json.loads((finished / "summary.json").read_text()) == found
-
-
-def test_a_run_without_grpo_has_no_control(finished):
-    """A division by nothing, or a column of a table that has no neighbour."""
-    summary = json.loads((finished / "summary.json").read_text())
-    (finished / "summary.json").write_text(json.dumps({**summary, "after": None}))
-    with pytest.raises(SystemExit, match="with a warm start and GRPO in it"):
-        claims.sft_equal_time(finished)
 
 
 def test_the_tables_are_means_and_deviations_over_the_seeds():
