@@ -220,13 +220,13 @@ def quote(*paths) -> str:
     return " ".join(shlex.quote(str(path)) for path in paths)
 
 
-def call(out: Path, command: str, threads: int | None = 1) -> None:
-    """One program of this repository, on one core (None: on as many as there are), its output in `out`/log.txt."""
+def call(out: Path, command: str) -> None:
+    """One program of this repository, on one core, its output in `out`/log.txt."""
     out.mkdir(parents=True, exist_ok=True)
     start = time.time()
     with open(out / "log.txt", "a") as log:
         status = subprocess.run([sys.executable, *shlex.split(command)], cwd=ROOT, stdout=log, stderr=log,
-                                env=os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})).returncode
+                                env=os.environ | {"OMP_NUM_THREADS": "1"}).returncode
     print(f"{time.strftime('%H:%M')} {time.time() - start:5.0f} s  {out.parent.name}  {out.name}  {command.split()[0]}", flush=True)
     if status:
         raise SystemExit(f"exit status {status}; see {out / 'log.txt'}")

@@ -10,6 +10,7 @@ and that of the best answer that never looks at a video.
 
 import csv
 import json
+import statistics
 import sys
 from pathlib import Path
 
@@ -24,6 +25,7 @@ TABLES = [ROOT / "tests" / "results" / f"curves.seed{seed}.csv" for seed in (0, 
 FIGURE = ROOT / "docs" / "curves.svg"
 COLUMNS = ("step", "reward", "groups", "dead_groups", "mIoU", "best_blind")
 COLOURS = ("#0072b2", "#d55e00", "#009e73")  # of the seeds; told apart by colour-blind readers too
+WINDOW = 10  # steps
 # The same bytes wherever it is drawn: ids from a fixed salt, text as text, no date (in `draw`).
 STYLE = {"svg.hashsalt": "curves", "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9,
          "axes.spines.top": False, "axes.spines.right": False}
@@ -62,9 +64,9 @@ def column(rows: list[dict], name: str) -> tuple[list[float], list[float]]:
     return tuple(zip(*((row["step"], row[name]) for row in rows if name in row)))
 
 
-def smooth(values: list[float], width: int) -> list[float]:
-    """The mean of the last `width` values, of fewer at the beginning: a step has 16 questions, which is noisy."""
-    return [sum(values[max(0, i + 1 - width):i + 1]) / len(values[max(0, i + 1 - width):i + 1]) for i in range(len(values))]
+def smooth(values: list[float]) -> list[float]:
+    """The mean of the last `WINDOW` values, of fewer at the beginning: a step has 16 questions, which is noisy."""
+    return [statistics.fmean(values[max(0, i + 1 - WINDOW):i + 1]) for i in range(len(values))]
 
 
 def draw(tables: list[list[dict]], file: Path) -> None:
@@ -72,19 +74,18 @@ def draw(tables: list[list[dict]], file: Path) -> None:
         figure, axes = plt.subplots(1, 3, figsize=(10, 3), facecolor="white")
         figure.subplots_adjust(left=0.05, right=0.99, bottom=0.16, top=0.87, wspace=0.22)
         reward, overlap, dead = axes
-        width = max(1, len(tables[0]) // 30)
         for seed, (rows, colour) in enumerate(zip(tables, COLOURS)):
             steps, values = column(rows, "reward")
             reward.plot(steps, values, color=colour, linewidth=0.5, alpha=0.35)
-            reward.plot(steps, smooth(values, width), color=colour, linewidth=1.4, label=f"seed {seed}")
+            reward.plot(steps, smooth(values), color=colour, linewidth=1.4, label=f"seed {seed}")
             overlap.plot(*column(rows, "mIoU"), color=colour, linewidth=1.4, marker="o", markersize=3)
             share = [row["dead_groups"] / max(row["groups"], 1) for row in rows if "groups" in row]
             dead.plot(steps, share, color=colour, linewidth=0.5, alpha=0.35)
-            dead.plot(steps, smooth(share, width), color=colour, linewidth=1.4)
+            dead.plot(steps, smooth(share), color=colour, linewidth=1.4)
         for name, row, line in (("warm start", "mIoU", "--"), ("best blind answer", "best_blind", ":")):
-            level = sum(rows[0][row] for rows in tables) / len(tables)  # of three seeds, close together
+            level = statistics.fmean(rows[0][row] for rows in tables)
             overlap.axhline(level, color="#555555", linewidth=1.0, linestyle=line, label=f"{name} ({level:.2f})")
-        reward.set_title(f"reward (thick: mean of {width} steps)")
+        reward.set_title(f"reward (thick: mean of {WINDOW} steps)")
         overlap.set_title("held-out grounding mIoU")
         dead.set_title("share of dead groups")
         for ax in axes:

@@ -12,10 +12,11 @@ from conftest import ROOT
 import claims
 import train
 from eval import METRICS
+from lib.selection import BINS
 from tools import convert, data_commands, evaluate, plan
 
 TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
-         for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
+         for path in (ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md")))}
 README = TEXTS["README.md"]
 BLOCKS = [block for text in TEXTS.values() for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL)]
 COMMANDS = dict.fromkeys(line.strip() for block in BLOCKS for line in block.splitlines())  # each once
@@ -60,6 +61,42 @@ def test_every_flag_named_in_the_text_exists(flags):
 
 def test_the_front_door_is_short():
     assert len(README.splitlines()) < 300
+
+
+def test_the_tree_names_every_file_and_no_other():
+    """A file that is missing there is one that a reader finds by accident; one that is gone sends them looking."""
+    (tree,) = re.findall(r"## What lies where.*?```\n(.*?)```", README, re.DOTALL)
+    folder, named = "", set()
+    for indented, name, phrase in re.findall(r"^( *)(\S+) *(.*)$", tree, re.MULTILINE):
+        folder = folder if indented else name if name.endswith("/") and not phrase else ""
+        named |= {folder * bool(indented) + name} if phrase else set()
+    top = {path.name for kind in ("*.py", "*.md", "*.txt", "*.toml", "*.ini", "*.cff", "LICENSE") for path in ROOT.glob(kind)}
+    inside = {f"{part}/{path.name}" for part in ("lib", "tools", "docs") for path in (ROOT / part).iterdir()
+              if path.is_file() and path.name != "__init__.py"}
+    assert named == top | inside | {"tests/", ".ci/run"}
+
+
+def test_the_sample_of_the_front_door_is_one_of_the_page_about_your_own():
+    (line,) = re.findall(r"```json\n(.*?)```", README, re.DOTALL)
+    assert f"```json\n{line}```" in TEXTS["docs/your-own.md"]
+
+
+def test_the_table_of_versions_is_that_of_the_packages():
+    """What was tested is what is installed, in both places."""
+    pinned = dict(re.findall(r"^(\w+)==([\d.]+)", (ROOT / "requirements.txt").read_text(), re.MULTILINE))
+    for name in ("torch", "transformers"):
+        assert f"| {name} | {pinned[name]}" in README
+
+
+def test_the_glossary_has_the_names_that_the_programs_print():
+    """A number in a table or a log whose name is explained nowhere."""
+    glossary = TEXTS["docs/glossary.md"]
+    terms = {title.lower() for title in re.findall(r"^### (.+)$", glossary, re.MULTILINE)}
+    names = {*BINS, "wait", "sample", "sync", "score", "step", "R@0.3", "R@0.7", "AO@2-7"}
+    assert {name for name in names if f"`{name}`" not in glossary} == set()
+    metrics = {name.partition("/")[2] for name in METRICS} & {"mIoU", "R@0.5", "mIoP", "Acc@GQA", "AO"}
+    assert len(metrics) == 5 and {name.lower() for name in metrics} <= terms
+    assert all("glossary.md" in TEXTS[name] for name in ("README.md", "docs/log.md", "docs/evaluation.md"))
 
 
 def test_the_worked_example_is_what_the_code_prints():
