@@ -17,7 +17,8 @@ set -euo pipefail
 out=runs/7b  # a folder that all nodes see
 resume=
 if [ -f "$out/config.json" ]; then resume=--resume; fi
-first_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+first_node=${nodes%%$'\n'*}
 export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK  # srun does not take it over by itself
 
 # One torchrun on each node; they meet at the first one.

@@ -16,35 +16,36 @@ def test_the_committed_figure_is_drawn_from_the_committed_files(tmp_path):
     assert (tmp_path / "curves.svg").read_text() == curves.FIGURE.read_text(), "python tests/curves.py draws it again"
 
 
-def test_a_run_becomes_a_file_with_a_row_for_each_step(whole_run, tmp_path):
+def write_run(folder, evaluated: dict[int, float], after: float | None = 0.9):
+    """What a run of four GRPO steps leaves, by the names of lib/run.py. `evaluated`: mIoU by step."""
+    lines = [{"phase": "sft", "step": step, "loss": 1.0} for step in (1, 2)]
+    for step in (1, 2, 3, 4):
+        evaluation = {"evaluation": {"grounding/mIoU": evaluated[step]}} if step in evaluated else {}
+        lines.append({"phase": "grpo", "step": step, "reward": step / 3, "groups": 16, "dead_groups": step, **evaluation})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    blind = {"whole_video": {"grounding/mIoU": 0.2}, "best_constant_span": {"grounding/mIoU": 0.3}, "start_box_copied": {"n": 0}}
+    summary = {"after_sft": {"grounding/mIoU": 0.5}, "after": after and {"grounding/mIoU": after}, "baselines": blind}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    return folder
+
+
+def test_a_run_becomes_a_file_with_a_row_for_each_step(tmp_path):
     """Rewards beside another step's evaluation, or a warm start's value from after GRPO, would bend the curve unseen."""
-    curves.write_table(tmp_path / "x.csv", curves.rows_of(whole_run))
-    rows = curves.read_table(tmp_path / "x.csv")
-    summary = json.loads((whole_run / "summary.json").read_text())
-    lines = [json.loads(line) for line in (whole_run / "metrics.jsonl").read_text().splitlines()]
-    lines = [line for line in lines if line["phase"] == "grpo"]
-    assert [row["step"] for row in rows] == [0, 1, 2, 3, 4]
-    assert rows[0] == pytest.approx({"step": 0, "mIoU": summary["after_sft"]["grounding/mIoU"],
-                                     "best_blind": summary["baselines"]["best_constant_span"]["grounding/mIoU"]}, abs=1e-4)
-    for row, line in zip(rows[1:], lines, strict=True):
-        assert {name: row[name] for name in ("reward", "groups", "dead_groups")} == pytest.approx(
-            {name: line[name] for name in ("reward", "groups", "dead_groups")}, abs=1e-4)
-        assert row.get("mIoU") == pytest.approx(line["evaluation"]["grounding/mIoU"], abs=1e-4) if "evaluation" in line else True
-    assert ["mIoU" in row for row in rows] == [True, False, True, False, True]
-    assert rows[-1]["mIoU"] == pytest.approx(summary["after"]["grounding/mIoU"], abs=1e-4)
+    curves.write_table(tmp_path / "x.csv", curves.rows_of(write_run(tmp_path, {2: 0.7, 4: 0.8})))
+    assert curves.read_table(tmp_path / "x.csv") == [
+        {"step": 0, "mIoU": 0.5, "best_blind": 0.3},
+        {"step": 1, "reward": 0.3333, "groups": 16, "dead_groups": 1},
+        {"step": 2, "reward": 0.6667, "groups": 16, "dead_groups": 2, "mIoU": 0.7},
+        {"step": 3, "reward": 1.0, "groups": 16, "dead_groups": 3},
+        {"step": 4, "reward": 1.3333, "groups": 16, "dead_groups": 4, "mIoU": 0.8},
+    ]
 
 
-def test_the_last_step_has_the_final_evaluation(whole_run, tmp_path):
+def test_the_last_step_has_the_final_evaluation(tmp_path):
     """With steps that --eval_every does not divide, the curve would end before the result does."""
-    lines = [json.loads(line) for line in (whole_run / "metrics.jsonl").read_text().splitlines()]
-    (tmp_path / "metrics.jsonl").write_text("".join(
-        json.dumps({name: value for name, value in line.items() if name != "evaluation"}) + "\n" for line in lines))
-    summary = json.loads((whole_run / "summary.json").read_text())
-    (tmp_path / "summary.json").write_text(json.dumps(summary))
-    assert curves.rows_of(tmp_path)[-1]["mIoU"] == summary["after"]["grounding/mIoU"]
-    (tmp_path / "summary.json").write_text(json.dumps({**summary, "after": None}))
+    assert [row.get("mIoU") for row in curves.rows_of(write_run(tmp_path, {3: 0.7}))] == [0.5, None, None, 0.7, 0.9]
     with pytest.raises(SystemExit, match="summary.json: the figure needs a finished run"):
-        curves.rows_of(tmp_path)
+        curves.rows_of(write_run(tmp_path, {}, after=None))
 
 
 def test_the_mean_knows_no_future():

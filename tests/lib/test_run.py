@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import re
 import resource
 from collections import Counter
 from pathlib import Path
@@ -11,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ALONE, copy_start
+from conftest import ALONE, ROOT, copy_start
 from processes import run_ranks
 from small_runs import CLIPS, SMALL, STARTED, assert_equal_runs, lines, weights
 
@@ -20,13 +21,39 @@ from lib import lora
 from lib.checkpoints import names_in, newest_checkpoint
 from lib.distributed import World, start, stop
 from lib.questions import Questions
-from lib.run import BAD_STEPS, Clock, Run, cut_log, describe, logp_gaps, means_of_sums, records_of, warn_of_gap
+from lib.run import BAD_STEPS, Clock, Run, cut_log, describe, log_line, logp_gaps, means_of_sums, records_of, warn_of_gap
 from model import VideoLM
 from rewards import Score
 
 
 def new_run(out: Path, *arguments: str) -> Run:
     return Run(train.parse_config(["--out", str(out), *arguments]), ALONE, loader=None)
+
+
+# --- the words of docs/log.md -----------------------------------------------------------------------------------------
+
+
+def test_the_page_about_the_log_has_every_name_of_a_real_one(whole_run):
+    """A number in the log that no page explains, or a page about numbers that are gone."""
+    page = (ROOT / "docs" / "log.md").read_text(encoding="utf-8")
+    of_steps, of_completions = (part.split("\n## ")[0] for part in page.split(".jsonl\n\n")[1:])
+    columns = [row.split(" | ")[0] for row in of_steps.splitlines() if row.startswith("| `")]
+    named = {name for column in columns for name in re.findall(r"`(\w+)`", column)}
+    log = lines(whole_run / "metrics.jsonl")
+    logged = {name for line in log for name in line}
+    assert named - {"box_iou", "event_recall"} == logged  # parts of tasks that this run does not have
+    assert all(f"`{phase}`" in of_steps for line in log for phase in (line["phase"], *line.get("seconds", ())))
+    said = set(re.findall(r"`(\w+)`", of_completions)) - {"ok"}
+    assert said == {name for record in lines(whole_run / "completions.jsonl") for name in record}
+
+
+def test_the_line_of_the_page_is_one_of_a_run(whole_run):
+    """Words of the screen that changed since the page was written."""
+    page = (ROOT / "docs" / "log.md").read_text(encoding="utf-8")
+    (quoted,) = re.findall(r"^step \d.*$", page, re.MULTILINE)
+    printed = log_line(lines(whole_run / "metrics.jsonl")[-1], 4)
+    number = r"-?\d+(\.\d+)?(e-?\d+)?"
+    assert re.sub(number, "#", quoted) == re.sub(number, "#", printed)
 
 
 # --- the folder -------------------------------------------------------------------------------------------------------
