@@ -15,10 +15,7 @@ import sys
 from pathlib import Path
 
 import matplotlib
-
-matplotlib.use("svg")  # no display
-
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLES = [ROOT / "tests" / "results" / f"curves.seed{seed}.csv" for seed in (0, 1, 2)]
