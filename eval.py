@@ -35,6 +35,7 @@ from grpo import rollout
 from lib.answers import SamplingSettings, append_lines, read_partial
 from lib.captions import Judge, split_sentences, told, words_judge
 from lib.distributed import World
+from lib.progress import Progress
 from lib.questions import load_prompts, sampling_seed
 from lib.readers import VideoError
 from lib.samples import entry_of
@@ -43,7 +44,8 @@ from lib.samples import entry_of
 
 
 def answer_all(model, loader, samples: list[dict], world: World, sampling: SamplingSettings, score: Callable, title: str,
-               partial: Path | None = None, change: Callable[[dict, Clip], Clip] | None = None) -> list[dict]:
+               partial: Path | None = None, change: Callable[[dict, Clip], Clip] | None = None,
+               progress: Progress | None = None) -> list[dict]:
     """Completions of every sample, on all ranks together; each sample is answered by exactly one rank.
 
     Returns, on every rank and in the order of `samples`, one dict a sample: id, task, completions, rewards, parts and
@@ -52,11 +54,13 @@ def answer_all(model, loader, samples: list[dict], world: World, sampling: Sampl
 
     partial: a folder where every rank writes its answers down as they come. What lies there is not asked again; the
     caller removes it when the result is safe. change: what is done to a clip before the model sees it (probes).
+    progress: the bar of a run of which this is the stage `title`; else there is one for this alone.
     """
     done = read_partial(world, partial, samples) if partial else {}
     mine = world.share([sample for sample in samples if sample["id"] not in done])
     answered: list[dict] = []
-    bar = tqdm(total=len(samples), initial=len(done), desc=title, unit="q", disable=not world.is_first, leave=False)
+    bar = (progress.begin(title, len(samples), len(done)) if progress else
+           tqdm(total=len(samples), initial=len(done), desc=title, unit="q", disable=not world.is_first, leave=False))
     for start in range(0, len(mine), sampling.batch):
         world.phase(f"{title}: from question {start}")
         for sample in mine[start:start + 2 * sampling.batch]:  # this batch, and the next while this one is answered
@@ -397,11 +401,11 @@ def values_of(samples: list[dict], predictions: list[dict],
 
 
 def evaluate(model, loader, samples: list[dict], world: World, sampling: SamplingSettings, score: Callable,
-             title: str) -> tuple[dict[str, float], list[dict]]:
+             title: str, progress: Progress | None = None) -> tuple[dict[str, float], list[dict]]:
     """Ask, then measure the first completion of each sample: (metrics, answers as `answer_all` gives them).
 
     `score` is `rewards.score` with its `mix` and `judge` filled in; captions are measured by the same judge."""
-    predictions = answer_all(model, loader, samples, world, sampling, score, title)
+    predictions = answer_all(model, loader, samples, world, sampling, score, title, progress=progress)
     completions = [prediction["completions"][0] for prediction in predictions]
     return compute_metrics(samples, completions, getattr(score, "keywords", {}).get("judge", words_judge)), predictions
 

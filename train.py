@@ -30,6 +30,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 import rewards
 from data import STYLES, Prompt, VideoSettings, target_text
@@ -41,6 +42,7 @@ from lib.distributed import World, clip_gradients, start, stop, sum_gradients
 from lib.flags import fill, flag, given_flags, make_parser, settings_of_the_run
 from lib.judge import load_judge
 from lib.loader import VideoLoader
+from lib.progress import Progress, work_of_stages
 from lib.questions import Questions, number_of_steps, sampling_seed, with_style
 from lib.run import Run, write_json
 from lib.samples import TASKS, load_samples
@@ -79,7 +81,7 @@ class Config:
     min_pixels: int = papers(4 * 784, "least pixels of a frame", with_model=16 * 784)
     max_prompt_tokens: int = papers(16384, "a longer prompt is an error, never cut")
     # GRPO
-    steps: int = papers(300, "GRPO steps; -1: once through the (selected) data, -3: three times", with_model=FULL_PASS)
+    steps: int = papers(120, "GRPO steps; -1: once through the (selected) data, -3: three times", with_model=FULL_PASS)
     questions: int = papers(16, "questions a step, over all ranks", with_model=8)
     group_size: int = papers(8, "completions of each question (G)")
     max_new_tokens: int = papers(64, "longest completion, in tokens", with_model=1024)
@@ -105,7 +107,7 @@ class Config:
     sft_questions: int = papers(16, "questions a step in it, over all ranks", with_model=8)
     sft_lr: float = papers(2e-3, "its peak learning rate; falls linearly", with_model=2e-5)
     # selection
-    select_k: int = papers(8, "answers to every training question for variance-aware selection; 0: train on all",
+    select_k: int = papers(4, "answers to every training question for variance-aware selection; 0: train on all",
                            with_model=0)
     select_min_std: float = papers(0.1, "least spread of the task score (grounding, gqa, tracking, captioning)")
     select_min_mean: float = papers(0.1, "least mean of it")
@@ -219,7 +221,7 @@ def train_grpo(run: Run, policy: VideoLM, reference: VideoLM | None, samples: li
     steps = number_of_steps(config.steps, samples, config.questions)
     loss = loss_of(config)
 
-    for step in run.steps("grpo", steps, policy, optimizer, questions):  # bar, clock, checkpoints
+    for step in run.steps("grpo", steps, policy, optimizer, questions):  # clock, checkpoints
         # 1. Sample G completions of each question, score them with rules, compare siblings.
         sampled = sample_groups(run, policy, questions, score, step)
         # 2. A group without spread has no policy gradient: it is left out, which saves its two forward passes. But it stays
@@ -417,13 +419,14 @@ def select_samples(run: Run, policy: VideoLM, samples: list[dict], score) -> dic
     claim(world, partial_answers,
           fingerprint("the policy before GRPO", config.judge, sampling, run.loader.settings, samples))
     with policy.gathered():
-        predictions = answer_all(policy, run.loader, samples, world, sampling, score, "selecting", partial_answers)
+        predictions = answer_all(policy, run.loader, samples, world, sampling, score, "selected", partial_answers,
+                                 progress=run.progress)
     # The task's own score decides, without `format`: samples that differ in their tags alone teach nothing about videos.
     ids, report = select(samples, {p["id"]: p for p in predictions}, min_std=config.select_min_std,
                          min_mean=config.select_min_mean, seed=config.seed)
     if world.is_first:
         write_json(run.out / "selected.report.json", report)
-        print("\n" + report_text(report))
+        tqdm.write("\n" + report_text(report))
     world.sync()
     if world.is_first:
         shutil.rmtree(partial_answers)
@@ -445,7 +448,9 @@ def measure(run: Run, policy: VideoLM, held_out: list[dict], score, name: str) -
     # Greedy, one answer: no noise between two evaluations, and what users of the model get.
     sampling = SamplingSettings(config.prompt, config.max_new_tokens, config.max_prompt_tokens)
     with policy.gathered():
-        metrics, predictions = evaluate(policy, run.loader, held_out, run.world, sampling, score, name)
+        # An evaluation on the way belongs to the stage that it interrupts, and has a bar of its own.
+        metrics, predictions = evaluate(policy, run.loader, held_out, run.world, sampling, score, name,
+                                        run.progress if name != "on_the_way" else None)
     if run.world.is_first:
         write_lines(run.out / f"predictions.{name}.jsonl", predictions)
     return metrics
@@ -493,6 +498,7 @@ def run_stages(run: Run, initial: str, train: list[dict], held_out: list[dict], 
         run.stage("after", lambda: measure(run, policy, held_out, score, "after"))
         tell(run, "GRPO", "after_sft" if config.sft_steps else "before", "after")
     run.save_model(policy, "final")
+    run.progress.end()
 
 
 def tell(run: Run, stage: str, before: str, after: str) -> None:
@@ -500,8 +506,8 @@ def tell(run: Run, stage: str, before: str, after: str) -> None:
     old, new = run.results.get(before), run.results.get(after)
     if run.world.is_first and old and new:
         names = first_metrics(new)
-        print(f"{stage}: " + ", ".join(f"{name} {old[name]:.2f} → {new[name]:.2f}" for name in names)
-              + f" on {new['n']} held-out samples")
+        tqdm.write(f"{stage}: " + ", ".join(f"{name} {old[name]:.2f} → {new[name]:.2f}" for name in names)
+                   + f" on {new['n']} held-out samples")
 
 
 def load_model(config: Config, world: World, name: str, dtype: torch.dtype = torch.float32) -> VideoLM:
@@ -585,6 +591,7 @@ def carry_out(config: Config, world: World) -> None:
         # Whether a thought is asked for is part of the sample from here on: prompt and format reward must agree.
         train = with_style(load_samples(train_data, root, config.tasks, config.seed), config.prompt)
         held_out = with_style(load_samples(eval_data, root, config.tasks), config.prompt) if eval_data else []
+        run.progress = Progress(work_of_stages(config, len(train), len(held_out)), world.is_first)
         if config.dry_run:
             from tools.dry_run import dry_run  # a rehearsal uses what is in this file, so it is above it
 

@@ -22,6 +22,7 @@ from lib import checkpoints, memory
 from lib.answers import write_asked
 from lib.distributed import World
 from lib.files import clear_leftovers, write_whole
+from lib.progress import Progress
 from lib.questions import Questions
 from rewards import CONTINUOUS, DISCRETE
 
@@ -52,6 +53,7 @@ class Run:
     def __init__(self, config, world: World, loader):
         self.config, self.world, self.loader, self.out = config, world, loader, Path(config.out)
         self.begun: Begun | None = None
+        self.progress = Progress({}, world.is_first)  # `train.carry_out` knows the work of all stages
         self.bad_steps = self.hopeless_steps = 0
         self.checkpoint = checkpoints.newest_checkpoint(self.out) if config.resume else None
         state = self.out / "state.json"
@@ -85,20 +87,21 @@ class Run:
         return self.results[name]
 
     def steps(self, phase: str, total: int, model, optimizer: torch.optim.AdamW, questions: Questions) -> Iterator[int]:
-        """The 0-based steps of a phase that are still to do: from the newest checkpoint on, with a bar, a clock of its own
+        """The 0-based steps of a phase that are still to do: from the newest checkpoint on, with a clock of its own
         for each step (`self.clock`), and a checkpoint every `save_every` steps."""
-        first = self.restore(phase, model, optimizer, questions)
+        first = self.first_step = self.restore(phase, model, optimizer, questions)
         if first < total and phase == "grpo":  # a finished run that is given more steps: its end is no longer the end
             self.results.pop("after", None)
-        self.bar = tqdm(total=total, initial=first, desc=phase.upper(), unit="step", disable=not self.world.is_first)
+        self.progress.begin(phase, total, first)
+        self.text = ""  # what the step says of itself beside the bar
         for step in range(first, total):
             self.begun = Begun(phase, step, model, optimizer, questions, questions.cursor, number_of_updates(optimizer))
             self.clock = Clock(self.world, f"{phase} step {step + 1}")
             yield step
-            self.bar.update()
+            self.progress.update(1, self.text)
             if (step + 1) % self.config.save_every == 0 or step + 1 == total:
                 self.save(phase, step + 1, model, optimizer, questions.cursor)
-        self.bar.close()
+        self.progress.close()
 
     # --- logs ---
 
@@ -115,7 +118,7 @@ class Run:
         line = {"phase": "sft", "step": step + 1, "loss": nll / max(tokens, 1), "tokens": int(tokens),
                 "unreadable": int(unreadable), "wait_share": self.clock.share("wait"), "grad_norm": finite(grad_norm), "lr": lr}
         self.log(line)
-        self.bar.set_postfix_str(f"loss {line['loss']:.3f} waiting for videos {line['wait_share']:.0%}")
+        self.text = f"loss {line['loss']:.3f}, waiting for videos {line['wait_share']:.0%}"
         self.check_gradient(line, [prompt.sample["id"] for prompt in batch.prompts])
 
     def log_grpo(self, step: int, total: int, sampled, stats: Counter, grad_norm: float, lr: float,
@@ -134,6 +137,8 @@ class Run:
         records = world.all_gather([records_of(group, step + 1) for group in groups])
         self.log(line, [record for group in records for record in group])
         if world.is_first:
+            if step == self.first_step:
+                tqdm.write(LEGEND)
             tqdm.write(log_line(line, total))
             warn_of_gap(line, world.device)
             self.warn_if_hopeless(line)
@@ -345,6 +350,14 @@ def records_of(group, step: int) -> list[dict]:
     return [{"phase": "grpo", "step": step, "id": group.prompt.sample["id"], "completion": text, "reward": score.total,
              "parts": score.parts, "reason": reason, "advantage": round(float(advantage), 6)}
             for text, score, reason, advantage in zip(group.texts, group.scores, group.reasons, group.advantages)]
+
+
+LEGEND = """\
+Each line below is a step of GRPO: means over all completions of the reward and its parts; kl: how far the policy is from where
+GRPO began; dead: groups whose completions got equal rewards, which teach nothing; truncated: completions cut at
+--max_new_tokens; length in tokens; grad: norm of the gradient; gap: largest difference of a log-probability when sampled and
+when scored, rounding alone; then seconds: wait for videos, sample, sync with other processes, score and learn, step of the
+optimiser. docs/log.md says what is healthy"""
 
 
 def log_line(line: dict, steps: int) -> str:

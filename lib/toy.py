@@ -23,6 +23,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from data import BOXES, CAPTION, GLUE, LETTER, STYLES, THINK, TIMES, build_prompt, target_text
 from lib.distributed import World
@@ -33,7 +34,7 @@ COLOURS = {"red": (230, 40, 40), "green": (40, 190, 60), "blue": (50, 70, 230), 
 SIZE, FPS = 56, 8  # 56 x 56 pixels are 2 x 2 tokens for every second
 DURATION, EVENT_LENGTHS = 10, (2, 3, 4)  # seconds
 LATENESS = 2  # seconds by which the ends of a warm-start label come late, at most
-VERSION = 9  # of everything above and below: a folder written by another version is written anew
+VERSION = 10  # of everything above and below: a folder written by another version is written anew
 
 # --- clips ------------------------------------------------------------------------------------------------------------
 
@@ -56,14 +57,14 @@ def draw_path(rng: np.random.Generator, num_frames: int) -> np.ndarray:
 def render(rng: np.random.Generator, event: tuple[str, int, int], boxes: np.ndarray, noisy: bool) -> np.ndarray:
     """-> frames (T, SIZE, SIZE, 3) uint8."""
     colour, start, end = event
-    ground = rng.uniform(70, 130) + rng.normal(0, 6, (SIZE, SIZE, 1))
-    frames = np.broadcast_to(ground, (DURATION * FPS, SIZE, SIZE, 3)).copy()
+    ground = rng.uniform(70, 130) + 6 * rng.standard_normal((SIZE, SIZE, 1), dtype=np.float32)
+    frames = np.broadcast_to(ground, (DURATION * FPS, SIZE, SIZE, 3)).astype(np.float32)
     frames[start * FPS : end * FPS] = 0.3 * frames[start * FPS : end * FPS] + 0.7 * np.array(COLOURS[colour])
     for frame, box in zip(frames, boxes):
         x0, y0, x1, y1 = np.round(box * SIZE).astype(int)
         frame[y0:y1, x0:x1] = 250
     if noisy:
-        frames += rng.normal(0, 25, frames.shape)
+        frames += 25 * rng.standard_normal(frames.shape, dtype=np.float32)
     return frames.clip(0, 255).astype(np.uint8)
 
 
@@ -150,7 +151,7 @@ def write_dataset(out: Path, train: int, eval: int, seed: int) -> None:
     with write_whole(out / "videos") as folder:
         folder.mkdir()
         for split, (name, clips) in enumerate((("train", train), ("eval", eval))):
-            for i in range(clips):
+            for i in tqdm(range(clips), f"writing {clips} clips ({name})", unit="clip", leave=False):
                 rng = np.random.default_rng([seed, split, i])
                 event, boxes, noisy = draw_event(rng), draw_path(rng, DURATION * FPS), bool(rng.integers(2))
                 write_mp4(folder / f"{name}-{i:04d}.mp4", render(rng, event, boxes, noisy))

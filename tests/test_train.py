@@ -475,7 +475,7 @@ def test_an_interrupted_selection_asks_nothing_twice(model, tmp_path, monkeypatc
     samples = with_style(load_samples([str(tmp_path / "train.jsonl")], tasks=["qa"]), "think")
     config = train.Config(select_k=2, max_new_tokens=6)
     with VideoLoader(VideoSettings(min_pixels=3136), num_workers=0) as loader:
-        run = SimpleNamespace(config=config, out=tmp_path, loader=loader, world=ALONE)
+        run = SimpleNamespace(config=config, out=tmp_path, loader=loader, world=ALONE, progress=None)
         nobody = SimpleNamespace(gathered=contextlib.nullcontext)
         monkeypatch.setattr(train, "select", lambda *_, **__: sys.exit("killed"))
         with pytest.raises(SystemExit, match="killed"):
