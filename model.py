@@ -24,7 +24,6 @@ among them, N patches = 4 V, D hidden size, H heads, K key/value heads, d head s
 """
 
 import functools
-import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -38,10 +37,10 @@ from torch.nn.attention.bias import causal_lower_right
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils import cached_file, logging
+from transformers.utils import logging
 
 from data import Prompt
-from lib import kernels, lora
+from lib import hf_folder, kernels, lora
 from lib.sharding import Sharding
 
 try:  # only where a CUDA compiler could build it
@@ -269,10 +268,6 @@ def decoder_layer(layer, hidden: Tensor, rope: tuple[Tensor, Tensor], attend: Ca
 
 # --- the model --------------------------------------------------------------------------------------------------------
 
-# What a checkpoint folder holds beside its weights; `save` passes these on so that the result loads like the original.
-COMPANION_FILES = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json",
-                   "chat_template.json", "chat_template.jinja", "generation_config.json")
-
 
 class VideoLM:
     """A Qwen2.5-VL with its tokenizer. `pack_tokens` bounds how many tokens go through the layers in one pass."""
@@ -312,9 +307,9 @@ class VideoLM:
 
     @classmethod
     def load(cls, name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> "VideoLM":
-        """A checkpoint folder or hub id. Raises ValueError, with its name, for any architecture but Qwen2.5-VL."""
-        if Path(name).exists() and not (Path(name) / "config.json").exists():
-            raise ValueError(f"{name}: no config.json in it; --model takes a Hugging Face checkpoint folder or a hub id")
+        """A checkpoint folder or hub id. Raises ValueError, with its name, for any architecture but Qwen2.5-VL, and for a
+        folder whose files are broken or whose weights are not this model's."""
+        hf_folder.check_folder(Path(name))
         try:
             config = AutoConfig.from_pretrained(name)
         except OSError as error:
@@ -322,20 +317,21 @@ class VideoLM:
         if config.model_type != "qwen2_5_vl":
             raise ValueError(f"{name} is a {config.model_type!r} model; this code is for 'qwen2_5_vl' alone, whose patches "
                              "and positions it writes by hand")
-        hf = Qwen2_5_VLForConditionalGeneration.from_pretrained(name, dtype=dtype, attn_implementation="sdpa")
+        hf = hf_folder.load_whole(Qwen2_5_VLForConditionalGeneration, name, dtype)
         return cls(hf.to(device), AutoTokenizer.from_pretrained(name), name)
 
-    def save(self, folder: str | Path, weights: dict[str, Tensor] | None = None) -> None:
-        """`weights` (by default `full_weights`), config, tokenizer, chat template and preprocessor in Hugging Face layout."""
+    def save(self, folder: str | Path, weights: dict[str, Tensor] | None = None, dtype: torch.dtype | None = None) -> None:
+        """`weights` (by default `full_weights`), rounded to `dtype` if there is one, in Hugging Face layout, with the config,
+        tokenizer, chat template and preprocessor of the checkpoint that this model was loaded from."""
         folder = Path(folder)
-        self.hf.save_pretrained(folder, state_dict=self.full_weights() if weights is None else weights)
-        self.tokenizer.save_pretrained(folder)
-        for file in COMPANION_FILES:
-            found = cached_file(self.source, file, _raise_exceptions_for_missing_entries=False,
-                                _raise_exceptions_for_connection_errors=False)
-            # generation_config.json too: the library would write its own, without the checkpoint's sampling settings
-            if found is not None and Path(found).resolve() != (folder / file).resolve():
-                shutil.copyfile(found, folder / file)
+        own = hf_folder.own_files(self.source)  # read first: `folder` may be where they lie
+        weights = self.full_weights() if weights is None else weights
+        weights = hf_folder.rounded(weights, dtype) if dtype else weights
+        self.hf.save_pretrained(folder, state_dict=weights)  # with a config of the library's own form
+        if "tokenizer_config.json" not in own:  # a source that has gone since, or that never was
+            self.tokenizer.save_pretrained(folder)
+        for name, content in own.items():
+            (folder / name).write_bytes(hf_folder.with_type_of(weights, content) if name == "config.json" else content)
 
     def full_weights(self) -> dict[str, Tensor]:
         """The weights by name, whole: with LoRA adapters folded in, or gathered from all ranks (then {} on all but one)."""

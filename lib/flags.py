@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shlex
 from dataclasses import field, fields
 from pathlib import Path
 from typing import Any
@@ -81,3 +82,17 @@ def settings_of_the_run(cls: type, given: dict, fixed: tuple[str, ...], parser: 
         if name in given and given[name] != saved.get(name):
             parser.error(f"--resume: this run has --{name} {saved.get(name)}, not {given[name]}; name another --out")
     return {**{f.name: saved[f.name] for f in fields(cls) if f.name in saved and f.name != "overwrite"}, **given}
+
+
+def command_of(settings, script: str, leave_out: tuple[str, ...]) -> str:
+    """The command that gives these settings: every flag whose value is not its default."""
+    words = []
+    for f in fields(settings):
+        value = getattr(settings, f.name)
+        if f.name in leave_out or not f.metadata or value == default_of(f, bool(settings.model)):
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{f.name}" if value else f"--no-{f.name}")
+        else:
+            words += [f"--{f.name}", *(map(str, value) if isinstance(value, list) else [str(value)])]
+    return shlex.join([script, *words])

@@ -17,11 +17,14 @@ Left out on purpose: dropout, a scale for each layer, adapters on embeddings and
 Shapes: I and O numbers into and out of a layer, r rank.
 """
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # of a decoder layer: all
@@ -111,3 +114,25 @@ def fold_adapters(hf, seed: int) -> None:
     for layer in adapters(hf).values():
         layer.weight.copy_(layer.merged())
         layer.restart(generator)
+
+
+# --- in PEFT's layout -------------------------------------------------------------------------------------------------
+
+
+def adapter_state(hf) -> dict[str, Tensor]:
+    """A (r, I) and B (O, r) of every adapter, float32 on the CPU, under the names that PEFT gives them. A copy."""
+    return {f"base_model.model.{name}.{part}.weight": getattr(layer, part).detach().clone().cpu()
+            for name, layer in adapters(hf).items() for part in ("lora_A", "lora_B")}
+
+
+def write_adapter(folder: Path, state: dict[str, Tensor], alpha: float, base: str) -> None:
+    """What `peft.PeftModel.from_pretrained(model, folder)` loads, `model` being the checkpoint `base`."""
+    rank = next(len(tensor) for name, tensor in state.items() if "lora_A" in name)
+    targets = "|".join(TARGETS)
+    folder.mkdir(parents=True)
+    save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    settings = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": rank,
+                "lora_alpha": alpha, "lora_dropout": 0.0, "bias": "none", "inference_mode": True,
+                # An expression and not the names alone: three of them are names of the vision tower's matrices, too.
+                "target_modules": rf".*language_model\.layers\.\d+\.(self_attn|mlp)\.({targets})"}
+    (folder / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n")

@@ -194,10 +194,11 @@ PHRASES = ("system\nYou are a helpful assistant.", "user\n", "assistant\n", THIN
 
 def build_tokenizer(texts: list[str], vocab_size: int = 1024):
     """A byte-level BPE of Qwen's kind, trained on `texts`: any string can be written, our prompts in few tokens."""
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
         pre_tokenizers.Split(Regex(QWEN_SPLIT), behavior="isolated"),
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
@@ -212,47 +213,61 @@ def build_tokenizer(texts: list[str], vocab_size: int = 1024):
                                    chat_template=CHAT_TEMPLATE)
 
 
+def config_of(tokenizer, hidden: int = 96, layers: int = 3) -> dict:
+    """config.json of a tiny Qwen2.5-VL, in the form of the published ones: all that is the language model's stands at the
+    top. Newer releases of transformers write another form, which older ones misread (their rope settings come out empty)."""
+    token = {name: tokenizer.convert_tokens_to_ids(name) for name in SPECIAL_TOKENS}
+    heads = 4
+    axis = hidden // heads // 8  # frequencies of the head in the published proportion 16 : 24 : 24 of time : height : width
+    return {
+        "architectures": ["Qwen2_5_VLForConditionalGeneration"], "model_type": "qwen2_5_vl", "torch_dtype": "float32",
+        "vocab_size": len(tokenizer), "hidden_size": hidden, "intermediate_size": 3 * hidden,
+        "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": 2, "hidden_act": "silu",
+        "rms_norm_eps": 1e-5, "attention_dropout": 0.0, "initializer_range": 0.06, "max_position_embeddings": 32768,
+        "max_window_layers": layers, "sliding_window": 32768, "use_sliding_window": False, "use_cache": True,
+        "rope_theta": 10000.0,
+        "rope_scaling": {"type": "mrope",
+                         "mrope_section": [hidden // heads // 2 - 2 * (3 * axis // 2), 3 * axis // 2, 3 * axis // 2]},
+        "vision_config": {
+            "depth": 1, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": hidden,
+            "hidden_act": "silu", "in_chans": 3, "patch_size": 14, "spatial_patch_size": 14, "spatial_merge_size": 2,
+            "temporal_patch_size": 2, "window_size": 112, "fullatt_block_indexes": [0], "tokens_per_second": 2,
+            "initializer_range": 0.06,
+        },
+        "tie_word_embeddings": True,
+        "bos_token_id": token["<|endoftext|>"], "eos_token_id": token["<|im_end|>"],
+        "image_token_id": token["<|image_pad|>"], "video_token_id": token["<|video_pad|>"],
+        "vision_start_token_id": token["<|vision_start|>"], "vision_end_token_id": token["<|vision_end|>"],
+    }
+
+
 def build_model(tokenizer, seed: int, hidden: int = 96, layers: int = 3):
     """A genuine Qwen2.5-VL with random weights, small enough to learn on two CPU cores."""
     import torch
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-    token = {name: tokenizer.convert_tokens_to_ids(name) for name in SPECIAL_TOKENS}
-    heads = 4
-    axis = hidden // heads // 8  # frequencies of the head in the published proportion 16 : 24 : 24 of time : height : width
-    rope = {"rope_type": "default", "rope_theta": 10000.0,
-            "mrope_section": [hidden // heads // 2 - 2 * (3 * axis // 2), 3 * axis // 2, 3 * axis // 2]}
-    config = Qwen2_5_VLConfig(
-        text_config={
-            "vocab_size": len(tokenizer), "hidden_size": hidden, "intermediate_size": 3 * hidden,
-            "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": 2,
-            "max_position_embeddings": 32768, "rope_parameters": rope, "tie_word_embeddings": True,
-            "bos_token_id": token["<|endoftext|>"], "eos_token_id": token["<|im_end|>"], "initializer_range": 0.06,
-        },
-        vision_config={
-            "depth": 1, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": hidden,
-            "fullatt_block_indexes": [0], "tokens_per_second": 2,
-            "initializer_range": 0.06,
-        },
-        tie_word_embeddings=True,
-        image_token_id=token["<|image_pad|>"], video_token_id=token["<|video_pad|>"],
-        vision_start_token_id=token["<|vision_start|>"], vision_end_token_id=token["<|vision_end|>"],
-    )
+    config = Qwen2_5_VLConfig.from_dict(config_of(tokenizer, hidden, layers))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen2_5_VLForConditionalGeneration(config)
-    model.generation_config.update(bos_token_id=token["<|endoftext|>"], pad_token_id=token["<|endoftext|>"],
-                                   eos_token_id=[token["<|im_end|>"], token["<|endoftext|>"]])
+    start, end = tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"])
+    model.generation_config.update(bos_token_id=start, pad_token_id=start, eos_token_id=[end, start])
     return model
 
 
 def write_model(folder: Path, texts: list[str], seed: int) -> None:
-    """Tokenizer, model and preprocessor in Hugging Face layout: `--model folder` takes it as it takes any checkpoint."""
-    tokenizer = build_tokenizer(texts)
+    """Tokenizer, model and preprocessor in Hugging Face layout: `--model folder` takes it as it takes any checkpoint, and
+    what is trained from it passes these files on, so they have the published form (see `config_of`)."""
+    folder, tokenizer = Path(folder), build_tokenizer(texts)
     build_model(tokenizer, seed).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    # last: the folder is complete when this file is there
-    (Path(folder) / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR, indent=2))
+    tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
+    tokenizer.backend_tokenizer.model.save(str(folder))  # vocab.json and merges.txt
+    settings = {"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>",
+                "chat_template": CHAT_TEMPLATE}
+    # The preprocessor last: the folder is complete when its file is there.
+    for name, content in (("config", config_of(tokenizer)), ("tokenizer_config", settings),
+                          ("preprocessor_config", PREPROCESSOR)):
+        (folder / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
 
 
 def prepare(config, world: World) -> tuple[str, list[str], list[str]]:

@@ -45,7 +45,7 @@ def model_folder(tmp_path_factory) -> Path:
         for p in model.hf.parameters():
             if p.dim() > 1:
                 p.copy_(torch.randn(p.shape, generator=generator) * 0.15)
-    model.hf.save_pretrained(folder)
+    model.save(folder)
     return folder
 
 
