@@ -314,9 +314,7 @@ class VideoLM:
             config = AutoConfig.from_pretrained(name)
         except OSError as error:
             raise ValueError(f"--model {name}: no such folder or hub id that could be loaded ({error})") from error
-        if config.model_type != "qwen2_5_vl":
-            raise ValueError(f"{name} is a {config.model_type!r} model; this code is for 'qwen2_5_vl' alone, whose patches "
-                             "and positions it writes by hand")
+        hf_folder.check_type(name, config.model_type)
         hf = hf_folder.load_whole(Qwen2_5_VLForConditionalGeneration, name, dtype)
         return cls(hf.to(device), AutoTokenizer.from_pretrained(name), name)
 

@@ -36,7 +36,7 @@ import rewards
 from data import STYLES, Prompt, VideoSettings, target_text
 from eval import METRICS, answer_all, blind_baselines, evaluate, first_metrics, score_of
 from grpo import Group, Loss, accumulate_gradients, grpo_loss, rollout
-from lib import lora, memory, toy
+from lib import hf_folder, hub, lora, memory, toy
 from lib.answers import SamplingSettings, claim, fingerprint, read_asked, write_lines
 from lib.distributed import World, clip_gradients, start, stop, sum_gradients
 from lib.flags import fill, flag, given_flags, make_parser, settings_of_the_run
@@ -121,6 +121,11 @@ class Config:
                                    "and the time of the whole run, and leave nothing behind")
     eval_every: int = machine(0, "GRPO steps between evaluations on the way; the best model is kept in best/")
     save_every: int = machine(100, "steps between checkpoints, of which two stay", with_model=50)
+    save_dtype: str = machine("float32", "of the weights in best/ and final/: bfloat16, half as large and what a GPU computes "
+                                         "in, or float32, as they were trained (so too with --lora_rank)",
+                              with_model="bfloat16", choices=("bfloat16", "float32"))
+    push_to_hub: str = machine("", "NAME or OWNER/NAME on the Hugging Face hub: final/ is uploaded there at the end; a new "
+                                   "repository is private")
     lora_rank: int = machine(0, "rank of adapters that are trained in place of the model, which is frozen, vision tower "
                                 "included, and kept in bfloat16 on a GPU; 0: train the model itself")
     lora_alpha: float = machine(32.0, "their output is multiplied by this / rank")
@@ -154,6 +159,7 @@ def parse_config(arguments: list[str] | None = None) -> Config:
         given = settings_of_the_run(Config, given, FIXED, parser)
     if given.get("lora_rank"):
         given.setdefault("freeze_vision", True)
+        given.setdefault("save_dtype", "float32")  # what adapters change is often less than bfloat16 can say
     if given.get("model"):  # at another resolution, or with another prompt, a model of one's own is another model
         for name, value in read_asked(given["model"]).items():
             given.setdefault(name, value)
@@ -200,6 +206,8 @@ def find_problem(config: Config) -> str | None:
         return "--lora_rank leaves little to shard: every GPU holds the frozen model; leave --shard on and --offload out"
     if config.frame_cache and config.frame_cache_gb <= 0:
         return f"--frame_cache_gb is {config.frame_cache_gb}; leave --frame_cache out to keep nothing on the disk"
+    if config.push_to_hub and (problem := hub.find_problem(config.push_to_hub)):
+        return f"--push_to_hub {config.push_to_hub}: {problem}"
     if config.temperature <= 0:
         return f"--temperature is {config.temperature}; sampling needs more than 0 (evaluation is greedy anyway)"
     return None
@@ -462,8 +470,8 @@ def keep_best(run: Run, policy: VideoLM, held_out: list[dict], score, step: int)
     # One number for all ranks: a judge that rounds differently on one of them must not send it to save alone.
     (value,) = run.world.all_reduce_max(score_of(metrics))
     if value > run.results.get("best", {"score": -1.0})["score"]:
-        run.save_model(policy, "best")
         run.results["best"] = {"step": step, "score": value, "metrics": metrics}
+        run.save_model(policy, "best")
         run.save_state()
     return metrics
 
@@ -481,8 +489,9 @@ def run_stages(run: Run, initial: str, train: list[dict], held_out: list[dict], 
         start_of_grpo = str(run.out / "warm_start")
         if "after_sft" not in run.results:  # else the warm start is done, by an earlier part of this run
             warm_start(run, policy, train)
+            learned = lora.adapter_state(policy.hf)
             lora.fold_adapters(policy.hf, config.seed)  # or the reference of GRPO would be the model before the warm start
-            run.save_model(policy, "warm_start")
+            run.save_model(policy, "warm_start", learned)
         else:
             del policy  # before the next one is loaded: two may not fit
             policy = load_model(config, world, start_of_grpo)
@@ -566,14 +575,21 @@ def main(arguments: list[str] | None = None) -> None:
             carry_out(replace(config, out=folder, resume=False, overwrite=False, frame_cache=""), world)
             world.sync()
     else:
+        if config.push_to_hub and world.is_first:
+            hub.warn_without_token()
         carry_out(config, world)
-    stop(world)
+    stop(world)  # nobody waits for the upload, and no upload ends the run
+    if config.push_to_hub and world.is_first and not config.dry_run:
+        hub.push(Path(config.out) / "final", config.push_to_hub)
 
 
 def carry_out(config: Config, world: World) -> None:
     """The run, or its rehearsal."""
     began = time.time()
-    judge = load_judge(config.judge, world.device)  # first: a name that leads nowhere must not cost an old run
+    # First: a name that leads nowhere, or to a broken folder, must not cost an old run.
+    if config.model:
+        hf_folder.check_folder(Path(config.model))
+    judge = load_judge(config.judge, world.device)
     score = partial(rewards.score, mix=config.reward, judge=judge)
     settings = VideoSettings(config.fps, config.max_frames, config.total_pixels, config.min_pixels)
     cache_bytes = 2**32 if config.model else 2**29  # of decoded clips in memory
@@ -592,6 +608,7 @@ def carry_out(config: Config, world: World) -> None:
         train = with_style(load_samples(train_data, root, config.tasks, config.seed), config.prompt)
         held_out = with_style(load_samples(eval_data, root, config.tasks), config.prompt) if eval_data else []
         run.progress = Progress(work_of_stages(config, len(train), len(held_out)), world.is_first)
+        run.count_samples(train, held_out)
         if config.dry_run:
             from tools.dry_run import dry_run  # a rehearsal uses what is in this file, so it is above it
 

@@ -36,6 +36,7 @@ def check_folder(folder: Path) -> None:
     for name in (*OWN_FILES, INDEX):
         if name.endswith(".json") and (folder / name).exists():
             check_json(folder / name)
+    check_type(folder, json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type"))
     if not (folder / "tokenizer_config.json").exists() or not (
             (folder / "tokenizer.json").exists() or all((folder / name).exists() for name in ("vocab.json", "merges.txt"))):
         raise ValueError(f"{folder}: no tokenizer in it (tokenizer_config.json, and tokenizer.json or vocab.json with "
@@ -52,6 +53,12 @@ def check_folder(folder: Path) -> None:
         except SafetensorError as error:
             raise ValueError(f"{file} is cut off or broken, with {file.stat().st_size:,} bytes ({error}): copy or download "
                              "it again") from error
+
+
+def check_type(name: str | Path, model_type: str | None) -> None:
+    if model_type != "qwen2_5_vl":
+        raise ValueError(f"{name} is a {model_type!r} model; this code is for 'qwen2_5_vl' alone, whose patches and positions "
+                         "it writes by hand")
 
 
 def check_json(file: Path) -> None:
@@ -75,8 +82,8 @@ def load_whole(cls: type, name: str, dtype: torch.dtype):
         raise ValueError(f"{name}: {key} is {tuple(there)} in its weights and {tuple(here)} by its config.json, and so are "
                          f"{len(info['mismatched_keys']) - 1} more: put the config.json there that belongs to the weights")
     if missing := sorted(info["missing_keys"]):
-        raise ValueError(f"{name}: its weights lack {len(missing)} of this model's, first {', '.join(missing[:3])}, which would "
-                         "be random numbers: --model takes a whole Qwen2.5-VL checkpoint (an adapter has to be merged first)")
+        raise ValueError(f"{name}: its weights lack {len(missing)} of this model's, first {', '.join(missing[:3])}, which "
+                         "would be random numbers: --model takes a whole Qwen2.5-VL checkpoint (an adapter has to be merged first)")
     return hf
 
 

@@ -11,27 +11,29 @@ from lib.flags import command_of
 
 CARD = "README.md"
 OF_THE_MACHINE = ("out", "resume", "overwrite", "dry_run", "push_to_hub", "frame_cache", "frame_cache_gb", "num_workers")
-STAGES = {"before": "before", "after_sft": "after the warm start", "best": "here", "after": "after GRPO"}
 
 # --- the card ---------------------------------------------------------------------------------------------------------
 
 
 def card(config, results: dict, samples: dict[str, Counter], processes: int, name: str) -> str:
-    """README.md of the model `name` (final, best) of a run.
+    """README.md of the model `name` (warm_start, best, final) of a run.
 
     `samples`: tasks and their numbers of samples, of the training and the held-out data; `results`: those of the run.
     """
-    columns = {title: results.get(stage) for stage, title in STAGES.items() if stage != ("best" if name == "final" else "after")}
-    if name == "best" and results.get("best"):
-        columns["here"] = results["best"]["metrics"]
+    columns = {"before": results.get("before"), "after the warm start": results.get("after_sft")}
+    if name == "best" and "best" in results:
+        columns[f"GRPO step {results['best']['step']}"] = results["best"]["metrics"]
+    elif name == "final":
+        columns["after GRPO"] = results.get("after")
     start = f"[{config.model}](https://huggingface.co/{config.model})" if is_on_hub(config.model) else f"`{config.model}`"
+    licence = " The licence of the model that it was trained from applies to it, too." if config.model else ""
     selected = results.get("selected")
     lines = [
         "---", *([f"base_model: {config.model}"] if is_on_hub(config.model) else []), "library_name: transformers",
         "pipeline_tag: video-text-to-text", "tags:", "- grpo", "- video", "---", "",
         f"# {Path(config.out).name}: {name}", "",
         f"A Qwen2.5-VL, trained from {start if config.model else 'random weights on synthetic clips'} to answer questions "
-        f"about videos: {what_was_done(config)}. The licence of the model that it was trained from applies to it, too.", "",
+        f"about videos: {what_was_done(config)}." + licence, "",
         "## Data", "",
         f"- training: {data_of(config.train_data, samples['train'])}",
         *([f"- of these were selected: {len(selected['ids'])}"] if selected else []),

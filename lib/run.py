@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from lib import checkpoints, memory
+from lib import checkpoints, hub, lora, memory
 from lib.answers import write_asked
 from lib.distributed import World
 from lib.files import clear_leftovers, write_whole
@@ -54,6 +54,7 @@ class Run:
         self.config, self.world, self.loader, self.out = config, world, loader, Path(config.out)
         self.begun: Begun | None = None
         self.progress = Progress({}, world.is_first)  # `train.carry_out` knows the work of all stages
+        self.samples = {"train": Counter(), "eval": Counter()}  # how many of each task
         self.bad_steps = self.hopeless_steps = 0
         self.checkpoint = checkpoints.newest_checkpoint(self.out) if config.resume else None
         state = self.out / "state.json"
@@ -215,15 +216,40 @@ class Run:
         traceback.clear_frames(error.__traceback__)  # they hold the activations, and saving needs room too
         return text + "\n" + self.save_begun()
 
-    def save_model(self, model, name: str) -> None:
-        """A Hugging Face folder of the run, with a note of how the model was asked; eval.py asks it in the same way."""
+    # --- models ---
+
+    def count_samples(self, train: list[dict], held_out: list[dict]) -> None:
+        """For the model card."""
+        for name, data in (("train", train), ("eval", held_out)):
+            self.samples[name] = Counter(sample["task"] for sample in data)
+
+    def save_model(self, model, name: str, learned: dict | None = None) -> None:
+        """A Hugging Face folder of the run, with a model card, its adapters if it has some, and a note of how the model was
+        asked; eval.py asks it in the same way. `learned`: adapters that have been folded into the weights just now."""
         self.world.phase(f"save {name}")
         weights = model.full_weights()  # on all ranks
         if self.world.is_first:
+            # warm_start/ is the reference of GRPO, and where a resumed run goes on: what it holds is never rounded.
+            dtype = torch.bfloat16 if self.config.save_dtype == "bfloat16" and name != "warm_start" else None
             with write_whole(self.out / name) as folder:  # a kill in the middle must not cost the best model so far
-                model.save(folder, weights)
+                model.save(folder, weights, dtype)
                 write_asked(folder, asdict(self.config))
+                text = hub.card(self.config, self.results, self.samples, self.world.size, name)
+                (folder / hub.CARD).write_text(text, encoding="utf-8")
+                if self.config.lora_rank:
+                    self.write_adapter(folder / "adapter", model, learned)
         self.world.sync()
+
+    def write_adapter(self, folder: Path, model, learned: dict | None) -> None:
+        """In PEFT's layout. It belongs to the weights that it was trained beside: those of the start for the warm start's
+        (`learned`), those of the warm start, if there is one, for GRPO's."""
+        warm = self.out / "warm_start" if self.config.sft_steps else None
+        if learned or not warm:
+            lora.write_adapter(folder, learned or lora.adapter_state(model.hf), self.config.lora_alpha, model.source)
+        elif self.config.steps:
+            lora.write_adapter(folder, lora.adapter_state(model.hf), self.config.lora_alpha, str(warm))
+        elif (warm / folder.name).exists():  # nothing has been learned behind the warm start
+            shutil.copytree(warm / folder.name, folder)
 
 
 def checkpoint_name(phase: str, step: int) -> str:

@@ -22,7 +22,8 @@ SMALL = ["--sft_steps", "4", "--sft_questions", "4", "--steps", "4", "--question
 CLIPS = ["--toy_train", "6", "--toy_eval", "4"]  # of a run without --model
 # With the model and the clips of `started`, at the toy's resolution and about its learning rates.
 STARTED = [*SMALL, "--model", "start", "--train_data", "toy/train.jsonl", "--tasks", "grounding", "qa", "--min_pixels", "3136",
-           "--lr", "4e-4", "--sft_lr", "1e-3", "--pack_tokens", "8192", "--no-gradient_checkpointing"]
+           "--lr", "4e-4", "--sft_lr", "1e-3", "--pack_tokens", "8192", "--no-gradient_checkpointing",
+           "--save_dtype", "float32"]  # runs are compared to the last bit
 
 
 def lines(file: Path) -> list[dict]:
