@@ -63,7 +63,8 @@ def logits_of(model) -> dict[str, torch.Tensor]:
         spans = [(embeds.shape[1], 0, 0)]
         logits = model.lm_head(model._layers(embeds, prompt.positions, PackedAttention(spans).of))
     return {"input_ids": prompt.ids[None], "pixel_values_videos": prompt.patches, "logits": logits.contiguous(),
-            "video_grid_thw": torch.tensor([prompt.grid]), "second_per_grid_ts": torch.tensor([1.0])}
+            "video_grid_thw": torch.tensor([prompt.grid]), "position_ids": prompt.positions[:, None],
+            "second_per_grid_ts": torch.tensor([1.0])}
 
 
 def read(folder: Path) -> None:
@@ -91,9 +92,9 @@ def compare(name: str, model, inputs: dict[str, torch.Tensor]) -> None:
     import transformers
 
     expected = inputs.pop("logits")
-    if int(transformers.__version__.split(".")[0]) >= 5:  # which asks for what the processor knows: where the video is
-        is_video = inputs["input_ids"] == model.config.video_token_id
-        inputs["mm_token_type_ids"] = 2 * is_video.long()
+    positions = inputs.pop("position_ids")
+    if int(transformers.__version__.split(".")[0]) >= 5:  # text behind a video counts on from another number there
+        inputs["position_ids"] = positions
     with torch.no_grad():
         logits = model.eval()(**inputs).logits
     apart, largest = float((logits - expected).abs().max()), float(expected.abs().max())
