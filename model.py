@@ -274,6 +274,7 @@ class VideoLM:
 
     def __init__(self, hf: Qwen2_5_VLForConditionalGeneration, tokenizer, source: str, pack_tokens: int = 16384):
         self.hf, self.tokenizer, self.source, self.pack_tokens = hf, tokenizer, source, pack_tokens
+        self.own_files: dict[str, bytes] = {}  # what lay beside the weights, by name
         self.visual, self.text, self.lm_head = hf.model.visual, hf.model.language_model, hf.lm_head
         self.text.config._attn_implementation = "grouped"
         kernels.use_windows(self.visual)
@@ -316,19 +317,20 @@ class VideoLM:
             raise ValueError(f"--model {name}: no such folder or hub id that could be loaded ({error})") from error
         hf_folder.check_type(name, config.model_type)
         hf = hf_folder.load_whole(Qwen2_5_VLForConditionalGeneration, name, dtype)
-        return cls(hf.to(device), AutoTokenizer.from_pretrained(name), name)
+        model = cls(hf.to(device), AutoTokenizer.from_pretrained(name), name)
+        model.own_files = hf_folder.own_files(name)  # now: at the end of a run the folder may be gone, or another model
+        return model
 
     def save(self, folder: str | Path, weights: dict[str, Tensor] | None = None, dtype: torch.dtype | None = None) -> None:
         """`weights` (by default `full_weights`), rounded to `dtype` if there is one, in Hugging Face layout, with the config,
         tokenizer, chat template and preprocessor of the checkpoint that this model was loaded from."""
         folder = Path(folder)
-        own = hf_folder.own_files(self.source)  # read first: `folder` may be where they lie
         weights = self.full_weights() if weights is None else weights
         weights = hf_folder.rounded(weights, dtype) if dtype else weights
         self.hf.save_pretrained(folder, state_dict=weights)  # with a config of the library's own form
-        if "tokenizer_config.json" not in own:  # a source that has gone since, or that never was
+        if not self.own_files:  # not loaded from anywhere
             self.tokenizer.save_pretrained(folder)
-        for name, content in own.items():
+        for name, content in self.own_files.items():
             (folder / name).write_bytes(hf_folder.with_type_of(weights, content) if name == "config.json" else content)
 
     def full_weights(self) -> dict[str, Tensor]:

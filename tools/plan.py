@@ -349,11 +349,11 @@ def verdict(model: Model, job: Job) -> str:
 def disk(model: Model, job: Job) -> dict[str, float]:
     """Bytes: checkpoints hold what is trained and both moments; a new one is complete before the oldest goes."""
     checkpoints = (KEEP_CHECKPOINTS + 1) * 12 * trained(model, job)
-    written = 4 * model.parameters
+    final, warm_start = 2 * model.parameters, 4 * model.parameters  # the one for others, the other to go on from
     if job.lora_rank:  # matrices that had an adapter are written in float32, the others as they are
-        written = 2 * model.parameters + 2 * model.layers
-    saved = {"grpo": 1, "sft": 2, "answer": 0}[job.stage]  # final/, and warm_start/
-    return {"checkpoints": checkpoints if job.stage != "answer" else 0, "models": saved * written,
+        final = warm_start = 2 * model.parameters + 2 * model.layers
+    models = {"grpo": final, "sft": final + warm_start, "answer": 0}[job.stage]
+    return {"checkpoints": checkpoints if job.stage != "answer" else 0, "models": models,
             "videos": (job.videos or job.samples) * job.seconds * job.video_bytes}
 
 
