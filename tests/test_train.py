@@ -591,6 +591,16 @@ def test_wrong_settings_are_refused_with_the_remedy(arguments, remedy, capsys):
     assert remedy in capsys.readouterr().err
 
 
+def test_weights_for_others_are_bfloat16_where_that_loses_nothing():
+    """A published checkpoint is bfloat16 and is trained in it on a GPU; what adapters add is finer than that, and the toy's
+    figures are of its float32."""
+    real = ["--model", "m", "--train_data", "x.jsonl"]
+    assert train.parse_config(real).save_dtype == "bfloat16"
+    assert train.parse_config([*real, "--lora_rank", "4"]).save_dtype == "float32"
+    assert train.parse_config([*real, "--lora_rank", "4", "--save_dtype", "bfloat16"]).save_dtype == "bfloat16"
+    assert train.parse_config([]).save_dtype == "float32"
+
+
 def test_a_model_or_data_inside_the_folder_is_not_overwritten(tmp_path):
     """`--overwrite` around the model that is to be loaded would delete it, and then not find it."""
     (tmp_path / "final").mkdir()

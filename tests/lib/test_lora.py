@@ -1,10 +1,13 @@
 """LoRA leaves the model as it is until it learns, learns nothing but its adapters, and can be folded back in."""
 
+import json
+import re
 from functools import partial
 
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import nn
 
 import rewards
@@ -211,6 +214,37 @@ def test_a_model_without_adapters_is_left_alone(model, prompts):
     state = lora.merged_state(model.hf)
     assert torch.equal(score(model, prompts), scored) and before.keys() == state.keys()
     assert all(torch.equal(before[name], tensor) for name, tensor in state.items())
+
+
+# --- in PEFT's layout -------------------------------------------------------------------------------------------------
+
+
+def test_the_adapter_is_written_under_the_names_of_peft(model, tmp_path):
+    """PEFT leaves out what it does not find, without an error: the adapter would load, and do nothing. With PEFT itself
+    tests/elsewhere.py tries it."""
+    adapt(model, rank=3, alpha=6.0, learned=0.1)
+    lora.write_adapter(tmp_path / "adapter", lora.adapter_state(model.hf), 6.0, "some/base")
+    settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert settings["peft_type"] == "LORA" and settings["base_model_name_or_path"] == "some/base"
+    assert (settings["r"], settings["lora_alpha"], settings["bias"]) == (3, 6, "none")
+    matrices = {name for name, module in model.hf.named_modules() if isinstance(module, nn.Linear | lora.LoRALinear)}
+    chosen = {name for name in matrices if re.fullmatch(settings["target_modules"], name)}
+    assert chosen == lora.adapters(model.hf).keys()  # the vision tower has a gate_proj, too
+    saved = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert len(saved) == 2 * len(chosen)
+    for name, layer in lora.adapters(model.hf).items():
+        A, B = (saved.pop(f"base_model.model.{name}.lora_{x}.weight") for x in "AB")
+        O, I = layer.weight.shape
+        assert A.shape == (3, I) and B.shape == (O, 3) and A.dtype == B.dtype == torch.float32
+        torch.testing.assert_close(layer.weight + settings["lora_alpha"] / settings["r"] * (B @ A), layer.merged())
+
+
+def test_what_was_taken_down_of_adapters_stays_when_they_start_again(model):
+    """The warm start's adapter is written after it has been folded in: a view would hold the fresh one."""
+    adapt(model, learned=0.1)
+    state = lora.adapter_state(model.hf)
+    lora.fold_adapters(model.hf, seed=1)
+    assert all(tensor.abs().max() > 0 for tensor in state.values())
 
 
 # --- bfloat16, as on a GPU --------------------------------------------------------------------------------------------

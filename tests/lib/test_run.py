@@ -107,6 +107,38 @@ def test_a_full_disk_does_not_cost_the_best_model_so_far(tmp_path, model):
     assert sorted(path.name for path in (tmp_path / "run").iterdir() if path.is_dir()) == ["best"]
 
 
+def test_the_warm_start_keeps_all_bits_and_what_is_for_others_half(model, tmp_path):
+    """GRPO is held to warm_start/ and a resumed run goes on from it: rounded, it would be another run."""
+    run = new_run(tmp_path / "run", "--save_dtype", "bfloat16")
+    for name in ("warm_start", "final"):
+        run.save_model(model, name)
+    exact, rounded = weights(run.out / "warm_start"), weights(run.out / "final")
+    for name, weight in model.hf.state_dict().items():
+        assert torch.equal(exact[name], weight) and torch.equal(rounded[name], weight.bfloat16().float())
+    assert (run.out / "final" / "model.safetensors").stat().st_size < 0.52 * (
+        run.out / "warm_start" / "model.safetensors").stat().st_size
+    assert all("## Results" in (run.out / name / "README.md").read_text() for name in ("warm_start", "final"))
+    assert not (run.out / "final" / "adapter").exists()
+
+
+@pytest.mark.parametrize("stages, base", [(("--sft_steps", "0"), "start"), ((), "warm_start"), (("--steps", "0"), "start")])
+def test_an_adapter_names_the_weights_that_it_belongs_to(model, tmp_path, stages, base):
+    """The warm start is folded into the weights, so GRPO's adapter belongs to other weights than the warm start's; beside
+    the wrong ones both load, and say nonsense. Without GRPO the warm start's is the adapter of final/."""
+    run = new_run(tmp_path / "run", "--lora_rank", "2", *stages)
+    model.source = "start"
+    lora.add_adapters(model.hf, 2, 32.0, lora.TARGETS, 0)
+    if run.config.sft_steps:
+        learned = lora.adapter_state(model.hf)
+        run.save_model(model, "warm_start", learned)
+        settings = json.loads((run.out / "warm_start" / "adapter" / "adapter_config.json").read_text())
+        assert settings["base_model_name_or_path"] == "start"
+    run.save_model(model, "final")
+    settings = json.loads((run.out / "final" / "adapter" / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == (base if base == "start" else str(run.out / base))
+    assert (run.out / "final" / "adapter" / "adapter_model.safetensors").exists()
+
+
 def test_a_checkpoint_of_another_kind_of_run_is_refused(model, tmp_path):
     """Names that do not fit must not be skipped in silence: adapters that stay as they were drawn would be trained on."""
     run, questions = new_run(tmp_path / "run", "--freeze_vision"), Questions([{"id": "a"}], 0, ALONE)
