@@ -314,11 +314,13 @@ class VideoLM:
         try:
             config = AutoConfig.from_pretrained(name)
         except OSError as error:
-            raise ValueError(f"--model {name}: no such folder or hub id that could be loaded ({error})") from error
+            raise ValueError(f"--model {name}: no such folder or hub id that could be loaded "
+                             f"({str(error).splitlines()[0]})") from error
         hf_folder.check_type(name, config.model_type)
         hf = hf_folder.load_whole(Qwen2_5_VLForConditionalGeneration, name, dtype)
         model = cls(hf.to(device), AutoTokenizer.from_pretrained(name), name)
-        model.own_files = hf_folder.own_files(name)  # now: at the end of a run the folder may be gone, or another model
+        # Now, because at the end of a run the folder may be gone, or be another model's.
+        model.own_files = hf_folder.own_files(name)
         return model
 
     def save(self, folder: str | Path, weights: dict[str, Tensor] | None = None, dtype: torch.dtype | None = None) -> None:

@@ -121,8 +121,8 @@ class Config:
                                    "and the time of the whole run, and leave nothing behind")
     eval_every: int = machine(0, "GRPO steps between evaluations on the way; the best model is kept in best/")
     save_every: int = machine(100, "steps between checkpoints, of which two stay", with_model=50)
-    save_dtype: str = machine("float32", "of the weights in best/ and final/: bfloat16, half as large and what a GPU computes "
-                                         "in, or float32, as they were trained (so too with --lora_rank)",
+    save_dtype: str = machine("float32", "of the weights in best/ and final/: bfloat16, half as large and what a GPU "
+                                         "computes in, or float32, as they were trained (so too with --lora_rank)",
                               with_model="bfloat16", choices=("bfloat16", "float32"))
     push_to_hub: str = machine("", "NAME or OWNER/NAME on the Hugging Face hub: final/ is uploaded there at the end; a new "
                                    "repository is private")

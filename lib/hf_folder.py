@@ -9,12 +9,14 @@ Left out on purpose: formats other than safetensors.
 """
 
 import json
+from functools import partial
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers.utils import cached_file, logging
+from transformers.utils.hub import extract_commit_hash
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json",
                    "added_tokens.json")
@@ -57,8 +59,8 @@ def check_folder(folder: Path) -> None:
 
 def check_type(name: str | Path, model_type: str | None) -> None:
     if model_type != "qwen2_5_vl":
-        raise ValueError(f"{name} is a {model_type!r} model; this code is for 'qwen2_5_vl' alone, whose patches and positions "
-                         "it writes by hand")
+        raise ValueError(f"{name} is a {model_type!r} model; this code is for 'qwen2_5_vl' alone, whose patches and "
+                         "positions it writes by hand")
 
 
 def check_json(file: Path) -> None:
@@ -83,7 +85,7 @@ def load_whole(cls: type, name: str, dtype: torch.dtype):
                          f"{len(info['mismatched_keys']) - 1} more: put the config.json there that belongs to the weights")
     if missing := sorted(info["missing_keys"]):
         raise ValueError(f"{name}: its weights lack {len(missing)} of this model's, first {', '.join(missing[:3])}, which "
-                         "would be random numbers: --model takes a whole Qwen2.5-VL checkpoint (an adapter has to be merged first)")
+                         "would be random numbers: --model takes a whole Qwen2.5-VL checkpoint (merge an adapter first)")
     return hf
 
 
@@ -92,8 +94,10 @@ def load_whole(cls: type, name: str, dtype: torch.dtype):
 
 def own_files(source: str) -> dict[str, bytes]:
     """Content of the files beside the weights of a folder or hub id, by name, of those that it has."""
-    found = {name: cached_file(source, name, _raise_exceptions_for_missing_entries=False,
-                               _raise_exceptions_for_connection_errors=False) for name in OWN_FILES}
+    find = partial(cached_file, source, _raise_exceptions_for_missing_entries=False,
+                   _raise_exceptions_for_connection_errors=False)
+    commit = extract_commit_hash(find("config.json"), None)  # of a hub id: what is known of it is not asked for again
+    found = {name: find(name, _commit_hash=commit) for name in OWN_FILES}
     return {name: Path(path).read_bytes() for name, path in found.items() if path is not None}
 
 
@@ -107,8 +111,8 @@ def rounded(weights: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]
 
 
 def with_type_of(weights: dict[str, Tensor], config: bytes) -> bytes:
-    """config.json with the type of the weights, the widest if there are several: `from_pretrained` rounds to the type that it
-    finds there. The very same bytes where it is that already."""
+    """config.json with the type of the weights, the widest if there are several: `from_pretrained` rounds to the type that
+    it finds there. The very same bytes where it is that already."""
     known = json.loads(config)
     kinds = {w.dtype for w in weights.values()}
     kind = str(torch.float32 if torch.float32 in kinds else min(kinds, key=str)).removeprefix("torch.")

@@ -132,7 +132,8 @@ def write_adapter(folder: Path, state: dict[str, Tensor], alpha: float, base: st
     folder.mkdir(parents=True)
     save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     settings = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": rank,
-                "lora_alpha": int(alpha) if alpha == int(alpha) else alpha, "lora_dropout": 0.0, "bias": "none", "inference_mode": True,
+                "lora_alpha": int(alpha) if alpha == int(alpha) else alpha, "lora_dropout": 0.0, "bias": "none",
+                "inference_mode": True,
                 # An expression and not the names alone: three of them are names of the vision tower's matrices, too.
                 "target_modules": rf".*language_model\.layers\.\d+\.(self_attn|mlp)\.({targets})"}
     (folder / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n")

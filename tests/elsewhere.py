@@ -4,7 +4,7 @@
     python tests/elsewhere.py write FOLDER                          here: models, and what they say
     PYTHONPATH=/tmp/t457 python tests/elsewhere.py read FOLDER      there: loads them, compares tokens and logits
 
-`write FOLDER --words qwen.tiktoken` takes the words of Qwen's vocabulary, where that file is at hand, in place of made-up ones.
+`write FOLDER --words qwen.tiktoken` takes the words of Qwen's vocabulary, where that file is at hand, not made-up ones.
 `read` imports nothing of this project. `tests/test_elsewhere.py` runs both for the releases in OTHER_RELEASES.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-TEXTS = ["<|im_start|>user\n<|vision_start|><|video_pad|><|vision_end|>When is the screen red?<|im_end|>\n<|im_start|>assistant\n",
+TEXTS = ["<|im_start|>user\n<|vision_start|><|video_pad|><|vision_end|>When is it red?<|im_end|>\n<|im_start|>assistant\n",
          "<think>12.5 to 17 s, e\u0301t\u00e9 \u5b57</think><answer>12.5 to 17</answer>", "  in the end,\n\n the 3rd\tword"]
 TOLERANCE = 2e-5  # of the largest logit: sums of float32 in another order
 

@@ -1,5 +1,5 @@
-"""A checkpoint folder in the form of the published Qwen2.5-VL ones: their files, keys, sizes of vocabulary and token ids, with
-a model that is small in everything else, and words that are made up (or those of a .tiktoken file)."""
+"""A checkpoint folder in the form of the published Qwen2.5-VL ones: their files, keys, sizes of vocabulary and token ids,
+with a model that is small in everything else, and words that are made up (or those of a .tiktoken file)."""
 
 import base64
 import json
@@ -12,8 +12,8 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from lib import toy
 
 SPECIAL = ("<|endoftext|> <|im_start|> <|im_end|> <|object_ref_start|> <|object_ref_end|> <|box_start|> <|box_end|> "
-           "<|quad_start|> <|quad_end|> <|vision_start|> <|vision_end|> <|vision_pad|> <|image_pad|> <|video_pad|> <tool_call> "
-           "</tool_call> <|fim_prefix|> <|fim_middle|> <|fim_suffix|> <|fim_pad|> <|repo_name|> <|file_sep|>").split()
+           "<|quad_start|> <|quad_end|> <|vision_start|> <|vision_end|> <|vision_pad|> <|image_pad|> <|video_pad|> "
+           "<tool_call> </tool_call> <|fim_prefix|> <|fim_middle|> <|fim_suffix|> <|fim_pad|> <|repo_name|> <|file_sep|>").split()
 FIRST_SPECIAL = 151643
 
 
@@ -53,7 +53,8 @@ def write_published(folder: Path, tied: bool = True, words: Path | None = None) 
     generation = {"bos_token_id": 151643, "pad_token_id": 151643, "do_sample": True, "eos_token_id": [151645, 151643],
                   "repetition_penalty": 1.05, "temperature": 0.000001, "transformers_version": "4.49.0"}
     for name, content in (("config", config_of(tied)), ("tokenizer_config", settings), ("generation_config", generation),
-                          ("preprocessor_config", toy.PREPROCESSOR), ("chat_template", {"chat_template": toy.CHAT_TEMPLATE})):
+                          ("preprocessor_config", toy.PREPROCESSOR),
+                          ("chat_template", {"chat_template": toy.CHAT_TEMPLATE})):
         (folder / f"{name}.json").write_text(json.dumps(content, indent=4))  # as no library here would write it
     return folder
 
@@ -80,20 +81,20 @@ def make_words() -> tuple[dict[str, int], list[tuple[str, str]]]:
 def read_words(file: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """Vocabulary and merges from the ranks of byte strings: a word is merged from what lower ranks make of its bytes."""
     ranks = {base64.b64decode(word): int(rank) for word, rank in map(str.split, open(file))}
-    in_letters = dict(zip(letter_order(), pre_tokenizers_letters()))
+    in_letters = dict(zip(bytes_in_order(), letters()))
     spell = {word: "".join(in_letters[byte] for byte in word) for word in ranks}
     merges = [tuple(spell[part] for part in split_below(word, rank, ranks)) for word, rank in ranks.items() if len(word) > 1]
     return {spell[word]: rank for word, rank in ranks.items()}, merges
 
 
-def letter_order() -> list[int]:
+def bytes_in_order() -> list[int]:
     """Bytes in the order in which GPT-2 gives them letters: the printable ones keep their own."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     return printable + [byte for byte in range(256) if byte not in printable]
 
 
-def pre_tokenizers_letters() -> list[str]:
-    printable = letter_order()[: 94 + 12 + 82]
+def letters() -> list[str]:
+    printable = bytes_in_order()[: 94 + 12 + 82]
     return [chr(byte) for byte in printable] + [chr(256 + i) for i in range(256 - len(printable))]
 
 
