@@ -45,6 +45,6 @@ def test_a_resumed_run_measures_its_own_pace(monkeypatch):
     now = [0.0]
     monkeypatch.setattr("lib.progress.time.time", lambda: now[0])
     progress = Progress({"sft": 50, "grpo": 50}, show=False).begin("grpo", total=10, initial=5)
-    now[0] = 25.0
+    now[0] = 30.0
     progress.update(1)
     assert (progress.share(), progress.time_left()) == (pytest.approx(0.8), "about 2 min left")
