@@ -64,8 +64,8 @@ papers, machine, synthetic = (partial(flag, group=title) for title in (
 @dataclass
 class Config:
     # what is trained on what
-    model: str = papers("", "Hugging Face folder or hub id; without it a tiny random model and synthetic videos are made")
-    train_data: list[str] = papers((), "samples: FILE[@VIDEO_ROOT][:N] or FILE[@VIDEO_ROOT][:P%]")
+    model: str = papers("", "Hugging Face folder or hub id; without it a tiny random model is made")
+    train_data: list[str] = papers((), "samples: FILE[@VIDEO_ROOT][:N] or FILE[@VIDEO_ROOT][:P%]; without them synthetic clips are made")
     eval_data: list[str] = papers((), "held-out samples, likewise; without them nothing is evaluated")
     tasks: list[str] = papers(("grounding", "qa", "gqa"), "only these tasks", with_model=tuple(TASKS),
                               choices=tuple(TASKS))
@@ -163,6 +163,8 @@ def parse_config(arguments: list[str] | None = None) -> Config:
     if given.get("model"):  # at another resolution, or with another prompt, a model of one's own is another model
         for name, value in read_asked(given["model"]).items():
             given.setdefault(name, value)
+    if given.get("train_data"):
+        given.setdefault("tasks", list(TASKS))
     config = fill(Config, given, with_model=bool(given.get("model")))
     if problem := find_problem(config):
         parser.error(problem)
@@ -178,8 +180,8 @@ def find_problem(config: Config) -> str | None:
     """What is wrong with the settings, in words that name the flag and the remedy."""
     if config.model and not config.train_data:
         return "--model needs --train_data (samples as jsonl; python data.py convert makes them)"
-    if not config.model and (config.train_data or config.eval_data):
-        return "--train_data and --eval_data need --model; without it the synthetic task is run"
+    if config.eval_data and not config.train_data:
+        return "--eval_data needs --train_data; to evaluate alone, use eval.py"
     for name in ("questions", "sft_questions", "group_size", "max_new_tokens", "inner_steps", "pack_tokens", "save_every"):
         if getattr(config, name) < 1:
             return f"--{name} is {getattr(config, name)}; it must be at least 1"
@@ -187,7 +189,7 @@ def find_problem(config: Config) -> str | None:
         return "--group_size is 1: a completion without siblings has no advantage; take 2 or more"
     if config.select_k == 1:
         return "--select_k is 1: one answer has no spread; take 2 or more, or 0 to train on everything"
-    if config.model and config.eval_every and not config.eval_data:
+    if config.train_data and config.eval_every and not config.eval_data:
         return "--eval_every needs --eval_data"
     if config.offload and config.shard == "off":
         return "--offload keeps shards on the CPU; with --shard off there are none"
@@ -461,7 +463,15 @@ def measure(run: Run, policy: VideoLM, held_out: list[dict], score, name: str) -
                                         run.progress if name != "on_the_way" else None)
     if run.world.is_first:
         write_lines(run.out / f"predictions.{name}.jsonl", predictions)
+        if metrics["parse_failure"] == 1 and not (name == "before" and config.sft_steps):  # the warm start teaches the format
+            tqdm.write(UNREADABLE_ANSWERS.format(name=name))
     return metrics
+
+
+UNREADABLE_ANSWERS = (
+    "warning: not one held-out answer could be read, so every metric is 0. The commonest causes: answers are cut before they "
+    "end (raise --max_new_tokens), the model does not know the format that --prompt asks for (a warm start teaches it: "
+    "--sft_steps), or it is no instruction-tuned checkpoint. predictions.{name}.jsonl has the answers and the reasons")
 
 
 def keep_best(run: Run, policy: VideoLM, held_out: list[dict], score, step: int) -> dict:

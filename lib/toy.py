@@ -271,22 +271,28 @@ def write_model(folder: Path, texts: list[str], seed: int) -> None:
 
 
 def prepare(config, world: World) -> tuple[str, list[str], list[str]]:
-    """Synthetic clips and a tiny random model for train.py's Config, written as files like any others:
-    (model, train_data, eval_data)."""
+    """A tiny random model for train.py's Config, and synthetic clips where it names no data of its own, written as files
+    like any others: (model, train_data, eval_data)."""
     world.phase("write the synthetic task")
     folder = Path("toy") / f"seed{config.seed}-{config.toy_train}-{config.toy_eval}"
     model = Path(config.out) / "initial"
-    if world.is_first:
-        write_dataset(folder, config.toy_train, config.toy_eval, config.seed)
-        if not (model / "preprocessor_config.json").exists():
-            write_model(model, texts_of(folder, config.tasks, config.prompt), config.seed)
+    train, held_out = list(config.train_data), list(config.eval_data)
+    if not train:
+        train, held_out = [str(folder / "train.jsonl")], [str(folder / "eval.jsonl")]
+        if world.is_first:
+            write_dataset(folder, config.toy_train, config.toy_eval, config.seed)
+    elif world.is_first:
+        print("no --model: a tiny model with random weights is trained on --train_data, which tries out data and rewards; "
+              "to learn real videos takes a checkpoint (--model)")
+    if world.is_first and not (model / "preprocessor_config.json").exists():
+        samples = load_samples(train + held_out, config.video_root or None)
+        write_model(model, texts_of(samples, config.tasks, config.prompt), config.seed)
     world.sync()
-    return str(model), [str(folder / "train.jsonl")], [str(folder / "eval.jsonl")]
+    return str(model), train, held_out
 
 
-def texts_of(folder: Path, tasks: list[str], style: str) -> list[str]:
+def texts_of(samples: list[dict], tasks: list[str], style: str) -> list[str]:
     """What the tokenizer learns from: prompts of all styles, and the targets of the one that is trained."""
-    samples = [sample for name in ("train", "eval") for sample in load_samples([str(folder / f"{name}.jsonl")])]
     # A run without captions keeps the tokenizer that it had before there were any.
     samples = [sample for sample in samples if sample["task"] != "captioning" or "captioning" in tasks]
     texts = [part["text"] for sample in samples for each in STYLES for message in build_prompt(sample, each)

@@ -468,6 +468,16 @@ def test_lora_freezes_the_vision_tower_and_stays_what_it_is_in_a_resumed_run(tmp
 # --- pieces -----------------------------------------------------------------------------------------------------------
 
 
+def test_a_model_of_which_nothing_can_be_read_is_named(tmp_path, monkeypatch, capsys):
+    """All metrics 0 look like a bad model; mostly the answers were cut, or in another format. Before a warm start it is normal."""
+    for sft_steps, expected in (("0", True), ("5", False)):
+        run = SimpleNamespace(config=train.parse_config(["--sft_steps", sft_steps]), out=tmp_path, loader=None, world=ALONE,
+                              progress=None)
+        monkeypatch.setattr(train, "evaluate", lambda *_: ({"parse_failure": 1.0}, []))
+        train.measure(run, SimpleNamespace(gathered=contextlib.nullcontext), [{"id": "a"}], None, "before")
+        assert ("not one held-out answer could be read" in capsys.readouterr().out) == expected
+
+
 def test_an_interrupted_selection_asks_nothing_twice(model, tmp_path, monkeypatch):
     """It is the longest inference of a run: K answers to every training question. What is left of it when the process
     dies must serve the next one (without a model, any question that is asked raises), and other settings must not mix."""
@@ -575,7 +585,7 @@ def test_switches_can_be_turned_off_as_well_as_on():
 
 
 @pytest.mark.parametrize("arguments, remedy", [
-    (["--model", "x"], "--train_data"), (["--train_data", "a.jsonl"], "--model"), (["--group_size", "1"], "2 or more"),
+    (["--model", "x"], "--train_data"), (["--eval_data", "a.jsonl"], "--train_data"), (["--group_size", "1"], "2 or more"),
     (["--select_k", "1"], "2 or more"), (["--temperature", "0"], "more than 0"), (["--questions", "0"], "at least 1"),
     (["--lora_rank", "-1"], "0 (off)"), (["--lora_rank", "4", "--lora_alpha", "0"], "alpha over 0"),
     (["--lora_rank", "4", "--no-freeze_vision"], "vision tower"),

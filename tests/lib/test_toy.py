@@ -2,10 +2,12 @@
 
 import json
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from transformers import AutoTokenizer
 from conftest import ALONE
 from video_files import read_sample
 
@@ -133,6 +135,20 @@ def test_captions_do_not_change_the_tokenizer_of_a_run_without_them(tmp_path, mo
     without, with_captions = texts
     assert len(without) == 3 * 5 * 4 and not any("Describe" in text or "moves" in text for text in without)
     assert len(with_captions) == 3 * 6 * 4 and sum("Describe" in text for text in with_captions) == 9
+
+
+def test_data_of_ones_own_start_from_a_model_that_knows_their_words(tmp_path, monkeypatch, capsys):
+    """--train_data without --model was refused with a page of usage; it tries out data and rewards, and says so."""
+    monkeypatch.chdir(tmp_path)
+    sample = {"id": "a", "task": "captioning", "events": ["a zebra crosses"], "video": "a.mp4", "question": "What happens?"}
+    Path("mine.jsonl").write_text(json.dumps(sample) + "\n")
+    config = train.parse_config(["--train_data", "mine.jsonl", "--out", "run"])
+    assert "captioning" in config.tasks  # all tasks of the data, not those of the synthetic run
+    assert toy.prepare(config, ALONE) == ("run/initial", ["mine.jsonl"], [])
+    assert "no --model: a tiny model with random weights" in capsys.readouterr().out
+    assert not Path("toy").exists()
+    tokenizer = AutoTokenizer.from_pretrained("run/initial")
+    assert len(tokenizer(" zebra")["input_ids"]) == 1
 
 
 @pytest.mark.parametrize("start, stop, words", [
