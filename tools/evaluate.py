@@ -258,7 +258,7 @@ def write_results(args: Flags, samples: list[dict], answers: dict[str, list[dict
                   judge: Judge = words_judge) -> None:
     """metrics.json, and the tables: beside what a blind answer scores, by category, without the video, as published."""
     values = values_of(samples, answers[""], judge)
-    metrics, intervals, baselines = means_of(values), intervals_of(resampled_means(values)), blind_baselines(samples)
+    metrics, intervals, baselines = means_of(values), intervals_of(resampled_means(values, samples)), blind_baselines(samples)
     reasons = count_reasons(answers[""])
     report = {**metrics, "intervals": intervals, "baselines": baselines, "reasons": reasons,
               "categories": by_category(samples, values)}
@@ -289,10 +289,12 @@ def count_reasons(predictions: list[dict]) -> dict[str, int]:
 def compare(samples: list[dict], values: list[dict[str, float]], probed: list[dict], predictions: list[dict],
             judge: Judge) -> dict:
     """A probe beside the answers to the same samples with the video intact."""
-    value_of = {sample["id"]: value for sample, value in zip(samples, values)}
-    intact, spoilt = [value_of[sample["id"]] for sample in probed], values_of(probed, predictions, judge)
+    known = {sample["id"]: (sample, value) for sample, value in zip(samples, values)}
+    asked, intact = [known[sample["id"]][0] for sample in probed], [known[sample["id"]][1] for sample in probed]
+    spoilt = values_of(probed, predictions, judge)
     score, before = means_of(spoilt), means_of(intact)
-    resampled, resampled_before = resampled_means(spoilt), resampled_means(intact)  # the same draws
+    # The same draws: by the clip that was asked about, also where another one was shown.
+    resampled, resampled_before = resampled_means(spoilt, asked), resampled_means(intact, asked)
     counts = Counter(sample["task"] for sample in probed)
     return {"n": dict(counts), "score": score, "intact": before,
             "drop": {name: before[name] - score[name] for name in resampled},
@@ -321,24 +323,32 @@ def hash_of(file: Path) -> str:
 RESAMPLES = 1000
 
 
-def resampled_means(values: list[dict[str, float]]) -> dict[str, np.ndarray]:
+def resampled_means(values: list[dict[str, float]], samples: list[dict]) -> dict[str, np.ndarray]:
     """The means of RESAMPLES data sets drawn with replacement from this one: {name: (RESAMPLES,)}.
 
-    Which samples are drawn depends on their number alone. So two runs over the same samples meet the same draws, and
-    the differences of their means are those of one data set asked twice.
+    Videos are drawn, each with all its questions: answers to questions about one clip are alike, and to count them as
+    independent would make the interval too narrow. A sample without a video stands alone.
+
+    Which are drawn depends on their number alone. So two runs over the same samples meet the same draws, and the
+    differences of their means are those of one data set asked twice.
     """
+    clips = [sample.get("video", ("no video", place)) for place, sample in enumerate(samples)]
     means = {}
     for name in METRICS:
-        column = np.array([of_sample[name] for of_sample in values if name in of_sample])  # (S,)
-        if len(column):
-            rng = np.random.default_rng(0)
-            draws = (rng.integers(0, len(column), len(column)) for _ in range(RESAMPLES))
-            means[name] = np.array([column[draw].mean() for draw in draws])
+        sums: dict = {}  # clip -> [sum of the metric, number of samples that have it]
+        for clip, of_sample in zip(clips, values):
+            if name in of_sample:
+                total, count = sums.get(clip, (0.0, 0))
+                sums[clip] = (total + of_sample[name], count + 1)
+        if sums:
+            rng, table = np.random.default_rng(0), np.array(list(sums.values()))  # (clips, 2)
+            draws = (table[rng.integers(0, len(table), len(table))].sum(0) for _ in range(RESAMPLES))
+            means[name] = np.array([total / count for total, count in draws])
     return means | metrics_of_means(means)
 
 
 def intervals_of(means: dict[str, np.ndarray]) -> dict[str, list[float]]:
-    """95 % percentile bootstrap: {name: [low, high]}. It covers the choice of samples, not that of a training seed."""
+    """95 % percentile bootstrap: {name: [low, high]}. It covers the choice of videos, not that of a training seed."""
     return {name: np.quantile(column, (0.025, 0.975)).tolist() for name, column in means.items()}
 
 
