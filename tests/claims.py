@@ -21,6 +21,7 @@ takes 0.999 wherever a model is given, so here too: the same commands of today a
 """
 
 import argparse
+import itertools
 import json
 import os
 import shlex
@@ -198,8 +199,9 @@ def run_arm(folder: Path, seed: int, name: str, arm: Arm) -> None:
     start = folder / "initial" if arm.start == "initial" else folder_of(folder, arm.start) / "final"
     data = [f"{folder}/{file}.jsonl{colon}{n}" for file, colon, n in (f.partition(":") for f in arm.data.split())]
     again = "--resume" if (out / "config.json").exists() else ""
-    call(out, f"train.py --model {quote(start)} --train_data {quote(*data)} --out {quote(out)} --seed {seed} {COMMON} "
-              f"{arm.flags} {again}")
+    if not (out / "summary.json").exists():  # else the training is done, and only its answers are missing
+        call(out, f"train.py --model {quote(start)} --train_data {quote(*data)} --out {quote(out)} --seed {seed} {COMMON} "
+                  f"{arm.flags} {again}")
     call(out, f"eval.py --model {quote(out / 'final')} --data {quote(folder / 'eval.jsonl')} --out {quote(out)} "
               "--batch 32 --num_workers 1")
 
@@ -235,14 +237,14 @@ def call(out: Path, command: str) -> None:
 # --- the tables -------------------------------------------------------------------------------------------------------
 
 # Claim -> its arms, in the order of the table, and the columns that speak about it.
-GROUNDING = ("grounding mIoU", "begin acc.", "evidence acc.", "colour acc.", "text acc.")
+GROUNDING = ("grounding mIoU", "begin acc.", "evidence acc.", "evidence mIoU", "colour acc.", "text acc.")
 CLAIMS = {
     "RL against SFT": (("base", "grounding", *(arm for arm in ARMS if arm.startswith("SFT"))), GROUNDING),
     "joint against single tasks": (("base", "grounding", "begin", "evidence", "joint, equal compute", "joint, equal data"),
                                    tuple(COLUMNS)),
     "selected against random and all": (("base", "selected", "random, as many", "selected at T = 0.5",
                                          "random, as many as at T = 0.5", "whole pool"),
-                                        ("grounding mIoU", "begin acc.", "colour acc.", "text acc.")),
+                                        ("grounding mIoU", "begin acc.", "evidence mIoU", "colour acc.", "text acc.")),
     "dual reward against its parts": (("base", "evidence", "discrete part only", "continuous part only"),
                                       ("evidence acc.", "evidence mIoU", "Acc@GQA")),
     "variants of GRPO": (("base", "grounding", "base, no thought", "no thought", "no KL", "token mean", "no std",
@@ -292,7 +294,22 @@ def table(results: dict, claim: str) -> list[str]:
         values = [[seed[column] for seed in results["arms"][arm]] for column in columns]
         cells = [f"{statistics.fmean(v):.3f} ± {statistics.stdev(v):.3f}" for v in values]
         rows.append(f"| {arm} | " + " | ".join(cells) + " |")
-    return rows
+    trained = [arm for arm in arms if not arm.startswith("base")]
+    visible = [f"{visible_difference(results, trained, column):.2f}" for column in columns]
+    return [*rows, "| *could have been seen* | " + " | ".join(visible) + " |"]
+
+
+T_975 = {3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 8: 2.365, 10: 2.262}  # quantile of Student's t for so many seeds
+
+
+def visible_difference(results: dict, arms: list[str], column: str) -> float:
+    """Half the width of the 95 % interval of a difference of two of these arms, paired by seed: what is smaller could not be
+    told from 0. Its standard deviation is pooled over all pairs of arms, because three seeds give a poor one of each."""
+    values = [[seed[column] for seed in results["arms"][arm]] for arm in arms]
+    n = len(values[0])
+    variance = statistics.fmean(statistics.variance([a - b for a, b in zip(one, other)])
+                                for one, other in itertools.combinations(values, 2))
+    return T_975[n] * (variance / n) ** 0.5
 
 
 def main() -> None:

@@ -59,9 +59,12 @@ def test_whatever_decides_an_answer_is_in_the_record(name, value):
 def test_a_model_that_was_trained_anew_under_its_name_is_another(tmp_path):
     """runs/toy/final is another model after the next run."""
     weights = tmp_path / "model.safetensors"
-    weights.write_bytes(b"1")
-    os.utime(weights, (1000, 1000))
+    weights.write_bytes(bytes(5 * 2**20))
     before = weights_of(str(tmp_path))
-    os.utime(weights, (2000, 2000))
-    assert before and weights_of(str(tmp_path)) != before
+    os.utime(weights, (2000, 2000))  # saved or copied once more: an interrupted evaluation goes on
+    assert before and weights_of(str(tmp_path)) == before
+    weights.write_bytes(bytes(5 * 2**20 - 1) + b"x")
+    assert weights_of(str(tmp_path)) != before
+    weights.write_bytes(bytes(5 * 2**20 + 1))
+    assert weights_of(str(tmp_path)) != before
     assert weights_of("Qwen/on-the-hub") == ""
