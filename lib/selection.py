@@ -26,7 +26,7 @@ BINS = ("all_wrong", "all_right", "mixed",
         "low_variance_poor", "low_variance_good", "high_variance_poor", "high_variance_good")
 KEPT_BINS = ("mixed", "high_variance_good")
 MIN_STD, MIN_MEAN = 0.1, 0.1  # of the task score of K completions
-CONTROLS = ("random", "easiest", "hardest")
+CONTROLS = ("random", "random_pool", "easiest", "hardest")
 UNANSWERED = {"unreadable_video", "prompt_too_long"}  # reasons of a sample that the model was never shown
 
 
@@ -56,7 +56,8 @@ def select(samples: list[dict], predictions: dict[str, dict], *, min_std: float 
 
     Continuous tasks keep std >= s and mean >= m; s and m are `min_std` and `min_mean`, or these quantiles of the task's
     own samples. `control` keeps as many of each task, but others: "random" draws them with `seed`, "easiest" and
-    "hardest" take those of the highest and the lowest mean task score; the report's bins stay as measured. ValueError
+    "hardest" take those of the highest and the lowest mean task score; the report's bins stay as measured. These
+    inherit the selection's mix of tasks; "random_pool" draws as many in all, whatever their task. ValueError
     names a sample without a prediction, or with fewer than two completions.
     """
     missing = [sample["id"] for sample in samples if sample["id"] not in predictions]
@@ -73,12 +74,17 @@ def select(samples: list[dict], predictions: dict[str, dict], *, min_std: float 
         bins, report = (_continuous_bins(scores, min_std, min_mean, std_quantile, mean_quantile)
                         if reward_of(task).continuous else _discrete_bins(scores))
         chosen = [i for i, name in zip(ids, bins) if name in KEPT_BINS]
-        if control:
+        if control and control != "random_pool":
             means = {i: statistics.fmean(row) for i, row in zip(ids, scores) if is_answered(predictions[i])}
             chosen = _control(control, means, len(chosen), random.Random(f"{seed} {task}"))
         kept.update(chosen)
         tasks[task] = {"total": len(ids), "kept": len(chosen),
                        "bins": {name: bins.count(name) for name in BINS}, **report}
+    if control == "random_pool":
+        answered = [sample["id"] for sample in samples if is_answered(predictions[sample["id"]])]
+        kept = set(random.Random(f"{seed} pool").sample(answered, len(kept)))
+        for task in tasks:
+            tasks[task]["kept"] = sum(sample["task"] == task and sample["id"] in kept for sample in samples)
     report = {"source": "predictions", "total": len(samples), "kept": len(kept), "control": control, "seed": seed,
               "tasks": tasks, "bins": {name: sum(task["bins"][name] for task in tasks.values()) for name in BINS}}
     return [sample["id"] for sample in samples if sample["id"] in kept], report

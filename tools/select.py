@@ -170,7 +170,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         either.add_argument(f"--{name}_quantile", type=float, default=argparse.SUPPRESS,
                             help=f"the {meaning} at this quantile of the task's samples instead")
     parser.add_argument("--control", choices=CONTROLS,
-                        help="as many samples of each task, but by chance, or those of the highest or lowest mean")
+                        help="as many samples of each task, but by chance, or those of the highest or lowest mean; "
+                             "random_pool: as many in all by chance, whatever their task")
     parser.add_argument("--seed", type=int, default=0, help="of what a control draws (%(default)s)")
     parser.add_argument("--since", type=int, metavar="STEP", help="training run: ignore the steps before this one (0)")
     parser.add_argument("--unseen", choices=["drop", "keep"],

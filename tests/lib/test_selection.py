@@ -105,6 +105,17 @@ def test_the_random_control_is_equally_large_in_every_task():
     assert control["bins"] == report["bins"] and control["kept"] == report["kept"] and control["control"] == "random"
 
 
+def test_the_random_control_of_the_pool_has_the_mix_of_the_pool():
+    """A selection that keeps mostly one task beats the pool by its mix alone; a control with the same mix cannot show it."""
+    groups = [group(f"q{k}", LETTERS, [1, 1]) for k in range(60)]  # solved: none is selected
+    groups += [group(f"s{k}", SPAN, [0.2, 0.8], "temporal_iou") for k in range(60)]
+    kept, _ = chosen(groups)
+    drawn, report = chosen(groups, control="random_pool", seed=1)
+    assert len(drawn) == len(kept) == 60 and {i[0] for i in kept} == {"s"}
+    assert 15 < sum(i[0] == "q" for i in drawn) < 45
+    assert report["kept"] == sum(part["kept"] for part in report["tasks"].values()) == 60
+
+
 def test_easiest_and_hardest_are_as_many_of_the_highest_and_lowest_mean():
     """Without them, "variance" may be nothing but "not too easy"; in file order, a tie would always go to the first."""
     rows = {"a": [1, 1, 1, 1], "b": [1, 1, 1, 0], "c": [0, 0, 0, 1], "d": [0, 0, 0, 0]}
