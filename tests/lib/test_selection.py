@@ -148,7 +148,7 @@ def test_missing_and_single_predictions_are_named():
         select([sample], {})
     with pytest.raises(ValueError, match="sample 'single' has 1 completions; a spread needs at least 2"):
         chosen([group("single", LETTERS, [1])])
-    with pytest.raises(ValueError, match="unknown control 'easy'; there are random, easiest, hardest"):
+    with pytest.raises(ValueError, match="unknown control 'easy'; there are random, random_pool, easiest, hardest"):
         chosen(DISCRETE, control="easy")
 
 
