@@ -176,20 +176,16 @@ def _open_by_decoding(path: Path) -> Source:
         begins_at_key = next((packet.is_keyframe for packet in container.demux(stream)), False)
     container, stream = _open_container(path)
     with container:
-        clock, container_format, times, damages = _clock(stream), container.format.name, [], []
+        clock, is_guessed, times, damages = _clock(stream), container.format.name in GUESSED, [], []
         for frame in _shown(container, stream, begins_at_key):
             if frame is None or frame.is_corrupt:
                 damages.append(len(times))
             if frame is not None:
                 times.append(frame.pts)
     if None in times:
-        if any(time is not None for time in times):
-            raise ValueError("only some of its frames have time stamps; re-encode it with ffmpeg")
-        if not clock.rates:
-            raise ValueError("its frames have no time stamps and no rate; re-encode it with ffmpeg")
-        times = [round(k / clock.rates[0] / clock.base) for k in range(len(times))]  # no clock but its rate
-    if container_format in GUESSED:
-        times = _without_local_swaps(times)
+        raise ValueError("its frames have no time stamps; put them into an .mp4 at the rate that they were taken at, with ffmpeg")
+    if is_guessed:
+        times = _without_wrong_guesses(times, clock)
     if back := next((k for k in range(1, len(times)) if times[k] < times[k - 1]), None):
         raise ValueError(f"its clock jumps back from {float(times[back - 1] * clock.base):.2f} s to "
                          f"{float(times[back] * clock.base):.2f} s; re-encode it with ffmpeg")
@@ -212,12 +208,16 @@ def _open_by_decoding(path: Path) -> Source:
     return _source(times, clock, fetch)
 
 
-def _without_local_swaps(times: list[int]) -> list[int]:
-    """Guessed time stamps are those of neighbours now and then: in order, if each is at most a decoder's delay away from its
-    place. Two recordings one behind the other are further apart."""
-    order = sorted(range(len(times)), key=times.__getitem__)
-    is_local = len(set(times)) == len(times) and all(abs(place - k) <= DECODER_DELAY for k, place in enumerate(order))
-    return sorted(times) if is_local else times
+def _without_wrong_guesses(times: list[int], clock: Clock) -> list[int]:
+    """Evenly spaced at the header's rate, where guesses go back: if that takes as long from the first frame to the last, and
+    none is further off than a decoder's delay. Two recordings one behind the other are."""
+    if not clock.rates or times == sorted(times):
+        return times
+    frame = 1 / clock.rates[0] / clock.base  # in units of the clock
+    even = [min(times) + round(k * frame) for k in range(len(times))]
+    is_even = abs(max(times) - even[-1]) <= frame / 2 and all(
+        abs(time - own) <= DECODER_DELAY * frame for time, own in zip(times, even))
+    return even if is_even else times
 
 
 def _shown(container, stream, begins_at_key: bool) -> Iterator:
