@@ -448,13 +448,14 @@ def num_video_tokens(grid: tuple[int, int, int]) -> int:
     return math.prod(grid) // MERGE**2
 
 
-def mrope_positions(ids: torch.Tensor, grid: tuple[int, int, int] | None, seconds_per_grid: float, *,
+def mrope_positions(ids: torch.Tensor, grid: tuple[int, int, int] | None, seconds_per_grid: float | torch.Tensor, *,
                     video_token_id: int, tokens_per_second: int = 2) -> torch.Tensor:
     """Rotary positions (3, P) int64, axes time, height, width, of a prompt with at most one video.
 
     Text counts up on all three axes at once. The video starts at the next position q: its token (t, y, x) stands at
     (q + trunc(t * seconds_per_grid * tokens_per_second), q + y, q + x). Text goes on at 1 + the largest position of
-    any axis. This is what the published checkpoints were trained with (transformers 4.49 to 4.51); later versions of
+    any axis. A tensor (t,) in place of seconds_per_grid tells when each grid begins: a variable rate's own seconds stand for
+    t * seconds_per_grid. This is what the published checkpoints were trained with (transformers 4.49 to 4.51); later versions of
     the library differ from it silently, so one tensor is computed here and passed to sampling and scoring alike.
     `grid` is in patches; None for text only. ValueError where grid and ids disagree.
     """
@@ -468,12 +469,26 @@ def mrope_positions(ids: torch.Tensor, grid: tuple[int, int, int] | None, second
     t, h, w = grid[0], grid[1] // MERGE, grid[2] // MERGE
     start = int(places[0])
     # float32 and this order of factors are the reference's: a product just under a whole number truncates as there.
-    time = (torch.arange(t, dtype=torch.float32) * seconds_per_grid * tokens_per_second).long()
+    if isinstance(seconds_per_grid, torch.Tensor):
+        if seconds_per_grid.shape != (t,):
+            raise ValueError(f"{tuple(seconds_per_grid.shape)} begins of grids are given, the video has {t} grids")
+        time = (seconds_per_grid * tokens_per_second).long()
+    else:
+        time = (torch.arange(t, dtype=torch.float32) * seconds_per_grid * tokens_per_second).long()
     video = start + torch.stack([axis.flatten() for axis in torch.meshgrid(
         time, torch.arange(h), torch.arange(w), indexing="ij")])  # (3, V)
     before = torch.arange(start).expand(3, -1)
     after = (int(video.max()) + 1 + torch.arange(P - start - V)).expand(3, -1)
     return torch.cat([before, video, after], dim=1)
+
+
+def shared_times(settings: VideoSettings, tokens_per_second: int = 2) -> str | None:
+    """A note where the frame rate asked for gives neighbouring grids, of two frames each, the same position in time."""
+    most = 2 * tokens_per_second
+    if settings.target_fps <= most:
+        return None
+    return (f"--fps {settings.target_fps:g}: above {most} frames a second, pairs of frames share positions in time (the "
+            f"published rule cuts them down to {1 / tokens_per_second:g} s), and the model cannot tell their order")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -506,7 +521,8 @@ def prepare(sample: dict, clip: Clip | None, tokenizer, style: str = "think", *,
     patches, grid, seconds_per_grid = None, None, 1.0
     if clip is not None:
         patches, grid = patchify(clip.frames.to(device))
-        seconds_per_grid = 2 / clip.sample_fps  # a grid is two frames
+        # A grid is two frames. Listed frames may lie before `start`, and nothing stands before the video's first position.
+        seconds_per_grid = 2 / clip.sample_fps if clip.is_constant else clip.seconds[::2].clamp(min=0)
     ids = encode_prompt(tokenizer, build_prompt(sample, style), num_video_tokens(grid) if grid else 0)
     check_prompt_length(sample, ids, clip, max_prompt_tokens)
     positions = mrope_positions(ids, grid, seconds_per_grid, tokens_per_second=tokens_per_second,

@@ -21,6 +21,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,6 +42,7 @@ GUESSED = ("avi", "mpeg", "mpegvideo")  # formats that have no time stamps for a
 DECODER_DELAY = 16  # frames that a decoder of H.264 or HEVC may hold back to put them in order, at most
 NO_VIDEO = ("it is a playlist, a picture or of another kind that is not read as a video; give the video file itself, or a "
             "folder of pictures")
+LONGEST = 4 * 3600.0  # seconds that a header may claim: it may be damaged
 REMEDY = "download it again, or re-encode it with ffmpeg"
 
 
@@ -98,18 +100,29 @@ def find_video(path: str | Path) -> Path:
 
 def open_video(path: Path, fps: float = 2.0, reader: str | None = None) -> Source:
     """A folder of frames at `fps`, or a file. reader: None for the quick way ("pyav" is the same), "decoding" for the thorough
-    one, "decord" for the second reader. Opening and fetching raise IndexIsWrong where the quick way does not work, and
-    DECODING_ERRORS."""
+    one; to compare with, "earlier" jumps to an earlier key frame than it needs, and "decord" is the second reader. Opening and
+    fetching raise IndexIsWrong where the quick way does not work, and DECODING_ERRORS."""
     if path.is_dir():
         return _open_folder(path, fps)
-    ways = {None: _open_by_packets, "pyav": _open_by_packets, "decoding": _open_by_decoding, "decord": _open_decord}
+    ways = {None: _open_by_packets, "pyav": _open_by_packets, "earlier": partial(_open_by_packets, earlier=2),
+            "decoding": _open_by_decoding, "decord": _open_decord}
     return ways[reader](path)
+
+
+def length_of(path: str) -> float:
+    """Seconds of a file by its header, for a deadline: 0 where it does not tell, or cannot be opened, or is a folder."""
+    try:
+        container, _ = _open_container(find_video(path))
+        with container:
+            return min((container.duration or 0) / av.time_base, LONGEST)
+    except (VideoError, *DECODING_ERRORS):
+        return 0.0
 
 
 # ---- a file, by the time stamps of its packets --------------------------------------------------------------------------
 
 
-def _open_by_packets(path: Path) -> Source:
+def _open_by_packets(path: Path, earlier: int = 0) -> Source:
     container, stream = _open_container(path)
     is_mp4, is_indexed = container.format.name == INDEXED[0], container.format.name in INDEXED
     times, keys, start, number = [], {}, None, 0
@@ -123,7 +136,7 @@ def _open_by_packets(path: Path) -> Source:
         times.append(packet.pts)
         if packet.is_keyframe and is_indexed:
             keys[packet.pts] = place
-    if is_mp4 and number < len(stream.index_entries):
+    if is_mp4 and stream.frames and number < len(stream.index_entries):  # a file in fragments lists no frames before them
         raise ValueError(f"truncated: its header lists {len(stream.index_entries)} frames, {number} are in the file; {REMEDY}")
     times.sort()
     if len(set(times)) < len(times):
@@ -136,13 +149,15 @@ def _open_by_packets(path: Path) -> Source:
         else:
             opened = _open_container(path)
         with opened[0]:
-            yield from _fetch_in_order(*opened, times, keys, indices)
+            yield from _fetch_in_order(*opened, times, keys, indices, earlier)
 
     return _source(times, _clock(stream), fetch)
 
 
-def _fetch_in_order(container, stream, times: list[int], keys: dict[int, int], indices: list[int]) -> Iterator[np.ndarray]:
-    """Frames `indices` of those that begin at `times`; `keys` tells where to jump to for the key frames among them.
+def _fetch_in_order(container, stream, times: list[int], keys: dict[int, int], indices: list[int],
+                    earlier: int) -> Iterator[np.ndarray]:
+    """Frames `indices` of those that begin at `times`; `keys` tells where to jump to for the key frames among them. `earlier`:
+    how many key frames before the last one that would do.
 
     Every frame from the one that decoding begins with to the wanted one has to be the next of `times`. IndexIsWrong if not.
     """
@@ -150,7 +165,7 @@ def _fetch_in_order(container, stream, times: list[int], keys: dict[int, int], i
     key_places = sorted(place[time] for time in keys)
     frames, at = _decode(container, stream), -1  # number of the frame decoded last; None: not yet at a key frame
     for index in indices:
-        key = key_places[bisect_right(key_places, index) - 1] if key_places else -1
+        key = key_places[max(bisect_right(key_places, index) - 1 - earlier, 0)] if key_places else -1
         if at + 1 < key <= index:
             container.seek(keys[times[key]], stream=stream)
             frames, at = _decode(container, stream), None
@@ -266,19 +281,25 @@ def _packets(container, stream) -> Iterator:
 
 
 def _decode(container, stream) -> Iterator:
-    """Frames in the order in which they are shown; None stands for a packet that cannot be decoded, from the first key frame's
-    on. Frames with `is_corrupt` have been patched up by the decoder."""
-    packets, has_begun = container.demux(stream), False
+    """Frames in the order in which they are shown. None stands for packets that are damaged or cannot be decoded, between the
+    first key frame and the last packet: where a recording is cut off, what comes before is whole. Frames with `is_corrupt` have
+    been patched up by the decoder."""
+    packets, has_begun, has_failed = container.demux(stream), False, False
     while True:
         try:
             packet = next(packets, None)
             if packet is None:
                 return
-            has_begun = has_begun or packet.is_keyframe
-            yield from packet.decode()
-        except av.FFmpegError:
-            if has_begun:
+            if has_failed and packet.size:
                 yield None
+                has_failed = False
+            has_begun = has_begun or packet.is_keyframe
+            if packet.is_corrupt:
+                has_failed = has_begun
+            else:
+                yield from packet.decode()
+        except av.FFmpegError:
+            has_failed = has_begun
 
 
 def _pixels(frame) -> np.ndarray:
@@ -293,7 +314,7 @@ def _clock(stream) -> Clock:
 def _source(times: list[int], clock: Clock, fetch: Callable) -> Source:
     """`times` in units of the clock. The rate is one of the header's where the times agree with it, else a measured one."""
     if not times:
-        raise ValueError(f"it has no frames that can be decoded; {REMEDY}")
+        raise ValueError(f"it has no frames that can be decoded: truncated, or damaged; {REMEDY}")
     begins = (np.array(times, dtype=np.int64) - times[0]) * float(clock.base)
     measured = [(len(times) - 1) / begins[-1]] if begins[-1] > 0 else []
     for rate in map(float, clock.rates + measured):
@@ -308,12 +329,18 @@ def _source(times: list[int], clock: Clock, fetch: Callable) -> Source:
 
 
 def _open_decord(path: Path) -> Source:
-    """Frames one after the other: that is right where decord sees as many of them, at the same times, as there are, and
-    jumping is not. It hides no frames that an edit list hides. ValueError where it does not see the same."""
+    """Frames one after the other, of files with a list of their frames and a constant rate: there that is right, if decord sees
+    as many of them as there are, at the same times. (Not so in .ts, fragments or .flv, where it loses the first ones; it
+    also shows frames that an edit list hides.) ValueError where it cannot be relied on."""
     import decord
 
     decord.logging.set_level(decord.logging.QUIET)
     source = _open_by_packets(path)
+    container, stream = _open_container(path)
+    with container:
+        is_listed = container.format.name == INDEXED[1] or container.format.name == INDEXED[0] and stream.frames > 0
+    if not is_listed or not source.is_constant:
+        raise ValueError("decord is not to be relied on for a file of this kind")
     try:  # One thread: with three or more decord 0.6.0 fails on valid VP9 files. And str: it refuses Path objects.
         video = decord.VideoReader(str(path.absolute()), num_threads=1)
         begins = video.get_frame_timestamp(range(len(video)))[:, 0].astype(np.float64)
