@@ -136,8 +136,7 @@ def _open_by_packets(path: Path, earlier: int = 0) -> Source:
         times.append(packet.pts)
         if packet.is_keyframe and is_indexed:
             keys[packet.pts] = place
-    if is_mp4 and stream.frames and number < len(stream.index_entries):  # a file in fragments lists no frames before them
-        raise ValueError(f"truncated: its header lists {len(stream.index_entries)} frames, {number} are in the file; {REMEDY}")
+    _refuse_if_truncated(container, stream, number)
     times.sort()
     if len(set(times)) < len(times):
         raise IndexIsWrong
@@ -188,7 +187,13 @@ def _fetch_in_order(container, stream, times: list[int], keys: dict[int, int], i
 def _open_by_decoding(path: Path) -> Source:
     container, stream = _open_container(path)
     with container:
-        begins_at_key = next((packet.is_keyframe for packet in container.demux(stream)), False)
+        keys = []
+        try:
+            keys.extend(packet.is_keyframe for packet in _packets(container, stream))
+        except IndexIsWrong:  # it cannot be read to its end
+            pass
+        _refuse_if_truncated(container, stream, len(keys))
+        begins_at_key = keys[:1] == [True]
     container, stream = _open_container(path)
     with container:
         clock, is_guessed, times, damages = _clock(stream), container.format.name in GUESSED, [], []
@@ -278,6 +283,13 @@ def _packets(container, stream) -> Iterator:
                 yield packet
     except av.FFmpegError as error:
         raise IndexIsWrong from error
+
+
+def _refuse_if_truncated(container, stream, number: int) -> None:
+    """ValueError where an .mp4 lists more frames than the `number` in it. One in fragments lists none, but in each fragment."""
+    listed = len(stream.index_entries) if container.format.name == INDEXED[0] and stream.frames else 0
+    if number < listed:
+        raise ValueError(f"truncated: its header lists {listed} frames, {number} are in the file; {REMEDY}")
 
 
 def _decode(container, stream) -> Iterator:
