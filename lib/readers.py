@@ -13,8 +13,8 @@ alone, and there are two ways to it:
 
 decord is the second reader, of `check` (tools/check.py) only: in order, where it sees the same frames.
 
-Left out: telling the decoder to skip frames that no other refers to and nobody wants. It saves two fifths of the time
-(docs/data.md), but then nobody sees whether all frames are there.
+Left out: telling the decoder to skip frames that no other refers to and nobody wants. It saves up to two fifths of the
+time (docs/data.md), but then nobody sees whether all frames are there.
 """
 
 import re
@@ -27,6 +27,7 @@ from typing import NamedTuple
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 # What pillow and data.read_video's arithmetic raise for a file they cannot use, and PyAV, whose errors are OSErrors,
 # ValueErrors or EOFErrors. Anything else is a mistake in this program and is not caught.
@@ -162,6 +163,7 @@ def _fetch_in_order(container, stream, times: list[int], keys: dict[int, int], i
     """
     place = {time: index for index, time in enumerate(times)}
     key_places = sorted(place[time] for time in keys)
+    converter = VideoReformatter()
     frames, at = _decode(container, stream), -1  # number of the frame decoded last; None: not yet at a key frame
     for index in indices:
         key = key_places[max(bisect_right(key_places, index) - 1 - earlier, 0)] if key_places else -1
@@ -178,7 +180,7 @@ def _fetch_in_order(container, stream, times: list[int], keys: dict[int, int], i
             if number > index or (number < 0 if at is None else number != at + 1):
                 raise IndexIsWrong
             at = number
-        yield _pixels(frame)
+        yield _pixels(frame, converter)
 
 
 # ---- a file, by decoding all of it --------------------------------------------------------------------------------------
@@ -215,13 +217,13 @@ def _open_by_decoding(path: Path) -> Source:
         if indices[-1] >= damage:
             begin = float((times[min(damage, len(times) - 1)] - times[0]) * clock.base)
             raise ValueError(f"damaged: it cannot be decoded without errors from {begin:.2f} s on; {REMEDY}")
-        wanted = set(indices)
+        wanted, converter = set(indices), VideoReformatter()
         again, its_stream = _open_container(path)
         with again:
             frames = _shown(again, its_stream, begins_at_key)
             for number, frame in enumerate(frame for frame in frames if frame is not None):
                 if number in wanted:
-                    yield _pixels(frame)
+                    yield _pixels(frame, converter)
                 if number == indices[-1]:
                     return
 
@@ -314,9 +316,11 @@ def _decode(container, stream) -> Iterator:
             has_failed = has_begun
 
 
-def _pixels(frame) -> np.ndarray:
-    """(H, W, 3) uint8, upright: phones write into the header how they were held."""
-    return np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)).copy()
+def _pixels(frame, converter: VideoReformatter) -> np.ndarray:
+    """(H, W, 3) uint8, upright: phones write into the header how they were held. One `converter` for all frames of a file: to
+    set one up, with its threads, takes longer than to convert a small frame."""
+    pixels = converter.reformat(frame, format="rgb24", threads=1).to_ndarray()
+    return np.rot90(pixels, round(frame.rotation / 90)).copy()
 
 
 def _clock(stream) -> Clock:
