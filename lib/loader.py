@@ -2,8 +2,8 @@
 
 Real video collections hold files that make a decoder hang or crash. A hanging decoder must cost its own video a few
 seconds and nothing else, so each worker is a plain child process behind two pipes: it gets one job, has a deadline, and
-is killed and replaced when it misses it. (A `DataLoader` dies with its worker, and workers that are forked hang where
-decord was used before the fork.) Read `_Worker.ask` first, the rest is who waits for whom:
+is killed and replaced when it misses it. (A `DataLoader` dies with its worker, and a fork may hang where a library had
+threads before.) Read `_Worker.ask` first, the rest is who waits for whom:
 
     VideoLoader.submit(sample)  ->  a thread of DecodePool  ->  _Worker.ask  ==pipe==>  serve (python -m lib.loader)
 
