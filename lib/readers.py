@@ -37,8 +37,8 @@ READER = f"pyav {av.__version__}, libavcodec {'.'.join(map(str, av.library_versi
 INDEXED = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")  # formats whose packets keep their own time stamps after a jump
 # What is opened: formats that hold their frames themselves. A playlist (HLS, DASH, ffconcat, SDP) names other files, whatever
 # its own name ends in, and would show the model whatever lies there.
-FORMATS = ("mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,asf,flv,f4v,ogg,mpegts,mpeg,mpegvideo,m4v,h264,hevc,obu,av1,ivf,gif,apng,"
-           "mjpeg,mxf,nut,rm,dv,wtv,vc1,vob,3gp,y4m,yuv4mpegpipe,nsv,amv,swf,roq,bink,smk")
+FORMATS = ("mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,asf,flv,ogg,mpegts,mpeg,mpegvideo,m4v,h264,hevc,obu,ivf,gif,apng,mjpeg,"
+           "mxf,nut,rm,dv,wtv,vc1,yuv4mpegpipe")
 GUESSED = ("avi", "mpeg", "mpegvideo")  # formats that have no time stamps for all frames: FFmpeg's demuxers guess the rest
 DECODER_DELAY = 16  # frames that a decoder of H.264 or HEVC may hold back to put them in order, at most
 NO_VIDEO = ("it is a playlist, a picture or of another kind that is not read as a video; give the video file itself, or a "
@@ -74,7 +74,7 @@ class Source(NamedTuple):
     fps: float
     begins: np.ndarray  # (num_frames,) float64 seconds by the file's own clock, 0 = the first frame that is shown
     is_constant: bool  # frame k begins at k / fps, to half a frame
-    fetch: Callable[[list[int]], Iterator[np.ndarray]]  # ascending indices to frames (H, W, 3) of uint8
+    fetch: Callable[[list[int]], Iterator[np.ndarray]]  # once: ascending indices to frames (H, W, 3) of uint8
 
 
 def first_line(error: Exception) -> str:
@@ -144,7 +144,7 @@ def _open_by_packets(path: Path, earlier: int = 0) -> Source:
 
     def fetch(indices: list[int]) -> Iterator[np.ndarray]:
         if is_indexed:
-            container.seek(start, stream=stream)
+            _jump(container, stream, start)
             opened = container, stream
         else:
             opened = _open_container(path)
@@ -168,7 +168,7 @@ def _fetch_in_order(container, stream, times: list[int], keys: dict[int, int], i
     for index in indices:
         key = key_places[max(bisect_right(key_places, index) - 1 - earlier, 0)] if key_places else -1
         if at + 1 < key <= index:
-            container.seek(keys[times[key]], stream=stream)
+            _jump(container, stream, keys[times[key]])
             frames, at = _decode(container, stream), None
         while at != index:
             frame = next(frames, "end")
@@ -275,6 +275,13 @@ def _open_container(path: Path) -> tuple:
         raise ValueError("there is no decoder for its codec; re-encode it with ffmpeg")
     stream.codec_context.thread_count = 1  # there are as many workers as cores
     return container, stream
+
+
+def _jump(container, stream, place: int) -> None:
+    try:
+        container.seek(place, stream=stream)
+    except av.FFmpegError as error:
+        raise IndexIsWrong from error
 
 
 def _packets(container, stream) -> Iterator:
