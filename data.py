@@ -359,8 +359,8 @@ def _read(source: Source, asked: tuple, total_pixels: int, min_pixels: int) -> C
         size = size or smart_resize(*frame.shape[:2], min_pixels=min_pixels, max_pixels=budget)
         resized[index] = _resize(torch.from_numpy(frame), size)
     start = asked[2] or 0
-    return Clip(torch.stack([resized[index] for index in indices]), torch.from_numpy(source.begins[indices] - start), sample_fps,
-                source.is_constant)
+    seconds = torch.from_numpy(source.begins[indices] - start)
+    return Clip(torch.stack([resized[index] for index in indices]), seconds, sample_fps, source.is_constant)
 
 
 def choose_frames(source: Source, target_fps: float, max_frames: int, start: float | None, end: float | None,

@@ -205,7 +205,8 @@ def _open_by_decoding(path: Path) -> Source:
             if frame is not None:
                 times.append(frame.pts)
     if None in times:
-        raise ValueError("its frames have no time stamps; put them into an .mp4 at the rate that they were taken at, with ffmpeg")
+        raise ValueError("its frames have no time stamps; put them into an .mp4, at the rate that they were taken at, with "
+                         "ffmpeg")
     if is_guessed:
         times = _without_wrong_guesses(times, clock)
     if back := next((k for k in range(1, len(times)) if times[k] < times[k - 1]), None):
@@ -265,7 +266,8 @@ def _open_container(path: Path) -> tuple:
     except (av.error.InvalidDataError, EOFError) as error:
         with open(path, "rb") as file:  # FFmpeg knows some playlists by their name only
             is_playlist = file.read(64).lstrip(b"\xef\xbb\xbf \r\n").startswith((b"#EXTM3U", b"ffconcat", b"<?xml", b"v=0"))
-        raise ValueError(NO_VIDEO if is_playlist else f"not a video, or its header is damaged or cut off; {REMEDY}") from error
+        reason = NO_VIDEO if is_playlist else f"not a video, or its header is damaged or cut off; {REMEDY}"
+        raise ValueError(reason) from error
     except av.FFmpegError as error:
         raise ValueError(f"it cannot be opened ({error.strerror}); {REMEDY}") from error
     stream = container.streams.best("video")
@@ -295,7 +297,7 @@ def _packets(container, stream) -> Iterator:
 
 
 def _refuse_if_truncated(container, stream, number: int) -> None:
-    """ValueError where an .mp4 lists more frames than the `number` in it. One in fragments lists none, but in each fragment."""
+    """ValueError where an .mp4 lists more frames than the `number` in it. One in fragments has a list in each of them."""
     listed = len(stream.index_entries) if container.format.name == INDEXED[0] and stream.frames else 0
     if number < listed:
         raise ValueError(f"truncated: its header lists {listed} frames, {number} are in the file; {REMEDY}")
@@ -352,8 +354,8 @@ def _source(times: list[int], clock: Clock, fetch: Callable) -> Source:
 
 
 def _open_decord(path: Path) -> Source:
-    """Frames one after the other, of files with a list of their frames and a constant rate: there that is right, if decord sees
-    as many of them as there are, at the same times. (Not so in .ts, fragments or .flv, where it loses the first ones; it
+    """Frames one after the other, of files with a list of their frames and a constant rate: there that is right, if decord
+    sees as many of them as there are, at the same times. (Not so in .ts, fragments or .flv, where it loses the first ones; it
     also shows frames that an edit list hides.) ValueError where it cannot be relied on."""
     import decord
 

@@ -9,7 +9,8 @@ import av
 import numpy as np
 
 FPS, COUNT = 8, 96
-CLOSED = {"crf": "12", "preset": "ultrafast", "threads": "1", "x264-params": "keyint=16:min-keyint=16:scenecut=0:bframes=3:b-adapt=0"}
+CLOSED = {"crf": "12", "preset": "ultrafast", "threads": "1",
+          "x264-params": "keyint=16:min-keyint=16:scenecut=0:bframes=3:b-adapt=0"}
 OPEN = {**CLOSED, "x264-params": CLOSED["x264-params"] + ":open-gop=1"}
 LONG = {**CLOSED, "x264-params": "keyint=40:min-keyint=40:scenecut=0:bframes=2:b-adapt=0"}
 REFRESH = {**CLOSED, "x264-params": "keyint=24:intra-refresh=1"}
@@ -28,8 +29,11 @@ def read_number(frame: np.ndarray) -> int:
     """Of (3, H, W) uint8; -1 where a block is neither black nor white."""
     grey = frame.astype(float).mean(0)
     H, W = grey.shape
-    values = [grey[int((k // 4 + .3) * H / 3):int((k // 4 + .7) * H / 3) + 1, int((k % 4 + .3) * W / 4):int((k % 4 + .7) * W / 4) + 1]
-              .mean() for k in range(12)]
+    rows, columns = (np.array([.3, .7]) * side for side in (H / 3, W / 4))
+    values = []
+    for k in range(12):
+        (top, bottom), (left, right) = (rows + k // 4 * H / 3).astype(int), (columns + k % 4 * W / 4).astype(int)
+        values.append(grey[top:bottom + 1, left:right + 1].mean())
     return -1 if any(80 < value < 175 for value in values) else sum((value > 127) << k for k, value in enumerate(values))
 
 
@@ -99,7 +103,8 @@ def make(folder: Path) -> dict[str, tuple[Path, list[tuple[float, int]] | None]]
         add(encode(folder / name, "mpeg2video", {"b": "4M", "bf": "2", "g": "15"}, fps=25), even(fps=25))
     add(encode(folder / "wmv2.wmv", "wmv2", {"b": "4M"}), even())
     add(encode(folder / "motion.gif", "gif", {}, fps=10, pixels="rgb8"), even(fps=10))
-    add(encode(folder / "vp9.webm", "libvpx-vp9", {"crf": "10", "b": "0", "cpu-used": "8", "deadline": "realtime", "g": "32"}), even())
+    vp9 = {"crf": "10", "b": "0", "cpu-used": "8", "deadline": "realtime", "g": "32"}
+    add(encode(folder / "vp9.webm", "libvpx-vp9", vp9), even())
     add(encode(folder / "av1.mp4", "libsvtav1", {"preset": "12", "crf": "20", "g": "32", "svtav1-params": "lp=1"}), even())
     hevc = add(encode(folder / "hevc.mp4", "libx265", HEVC), even())
     add(remux(hevc, folder / "hevc.mkv"), even())
@@ -134,7 +139,8 @@ def make(folder: Path) -> dict[str, tuple[Path, list[tuple[float, int]] | None]]
     gap = [k / 8 + (4 if k >= 50 else 0) for k in range(COUNT)]
     add(encode(folder / "gap.mp4", times=gap), list(zip(gap, range(COUNT))))
     twice = [k // 2 / 4 for k in range(COUNT)]
-    add(encode(folder / "twice.mkv", options={"crf": "12", "bf": "0", "threads": "1"}, times=twice), list(zip(twice, range(COUNT))))
+    twice_options = {"crf": "12", "bf": "0", "threads": "1"}
+    add(encode(folder / "twice.mkv", options=twice_options, times=twice), list(zip(twice, range(COUNT))))
     add(encode(folder / "raw.h264", options=CLOSED, format="h264"), None)
     # damaged
     for source in (closed, long):

@@ -1,9 +1,10 @@
 """From published annotation files to samples: fifteen formats, one small generator each.
 
 A sample is one JSON object a line: what is asked (`task`, `question`, `options`), about which `video`, and the truth
-(`answer`, `spans` in seconds, `boxes` in fractions of the frame). Only annotation files are read here; no video has
-to exist (of GOT-10k's pictures, where they do, the sizes are). Read `convert` at the bottom first for the whole journey, then `Source`, then any of the generators: they are
-grouped by task (grounding, tracking, grounded questions, questions, labels) and independent of each other.
+(`answer`, `spans` in seconds, `boxes` in fractions of the frame). Only annotation files are read here (and, where they are
+there, the sizes of GOT-10k's pictures); no video has to exist. Read `convert` at the bottom first for the whole journey,
+then `Source`, then any of the generators: they are grouped by task (grounding, tracking, grounded questions, questions,
+labels) and independent of each other.
 
 One rule governs all of them: what was annotated is what is written. A span that ends before it starts, or after the
 video, is counted, reported and passed on, because repairing the truth would silently move every published number;

@@ -102,9 +102,9 @@ def test_what_is_hidden_in_a_seekable_file_is_noticed_by_the_frames_that_come(st
 def test_an_hour_is_read_in_bounded_time_and_memory(tmp_path):
     """A part of a long film must not cost the film, and the whole film not more than the machine has."""
     minute = np.concatenate([numbered(k)[None] for k in range(1800)])
-    encode = ["ffmpeg", "-y", "-loglevel", "error", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", "112x84", "-r", "30", "-i", "-", "-vf",
-              "scale=640:480:flags=neighbor", "-c:v", "libx264", "-preset", "veryfast", "-pix_fmt", "yuv420p", str(tmp_path / "minute.mp4")]
-    subprocess.run(encode, input=minute.tobytes(), check=True)
+    raw = "-f rawvideo -pix_fmt rgb24 -s 112x84 -r 30 -i - -vf scale=640:480:flags=neighbor".split()
+    encode = "-c:v libx264 -preset veryfast -pix_fmt yuv420p".split()
+    subprocess.run(["ffmpeg", "-loglevel", "error", *raw, *encode, str(tmp_path / "minute.mp4")], input=minute.tobytes(), check=True)
     subprocess.run(["ffmpeg", "-loglevel", "error", "-stream_loop", "59", "-i", str(tmp_path / "minute.mp4"), "-c", "copy",
                     str(tmp_path / "hour.mp4")], check=True)
     code = """if True:
@@ -173,7 +173,8 @@ def test_frames_that_change_their_size_get_that_of_the_first(tmp_path):
     assert clip.frames.shape == (4, 3, 84, 140) and which_frames(clip) == [1, 2, 4, 5]
 
 
-@pytest.mark.parametrize("content", [b"#EXTM3U\n#EXTINF:4,\nsecret.ts\n#EXT-X-ENDLIST\n", b"ffconcat version 1.0\nfile 'secret.ts'\n"])
+@pytest.mark.parametrize("content", [b"#EXTM3U\n#EXTINF:4,\nsecret.ts\n#EXT-X-ENDLIST\n",
+                                     b"ffconcat version 1.0\nfile 'secret.ts'\n"])
 def test_a_playlist_is_no_video_whatever_its_name(tmp_path, strange, content):
     """It opens other files, wherever they lie, and shows them to the model."""
     shutil.copy(strange["open.ts"][0], tmp_path / "secret.ts")
