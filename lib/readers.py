@@ -125,10 +125,11 @@ def length_of(path: str) -> float:
 
 def _open_by_packets(path: Path, earlier: int = 0) -> Source:
     container, stream = _open_container(path)
-    is_mp4, is_indexed = container.format.name == INDEXED[0], container.format.name in INDEXED
+    is_indexed = container.format.name in INDEXED
+    is_in_fragments = container.format.name == INDEXED[0] and not stream.frames
     times, keys, start, number = [], {}, None, 0
     for number, packet in enumerate(_packets(container, stream), 1):
-        place = packet.dts if is_mp4 else packet.pts  # .mp4 finds a packet by when it is decoded, .mkv by when it is shown
+        place = packet.dts if is_in_fragments else packet.pts  # FFmpeg finds those by when they are decoded, all others exactly
         if packet.pts is None or place is None or (number == 1 and not packet.is_keyframe):
             raise IndexIsWrong
         start = place if start is None else start

@@ -74,13 +74,22 @@ def test_other_ways_to_the_frames_show_the_same_or_refuse(strange, reader):
 
 def test_a_jump_is_used_where_it_is_right_and_only_there(strange, monkeypatch):
     """Without jumps a part of a long film costs the whole film; by the flags of a header that is wrong, frames."""
-    seeks = []
+    shown = []  # frames decoded, one list for each jump
     real = readers._decode
-    monkeypatch.setattr(readers, "_decode", lambda container, stream: seeks.append(1) or real(container, stream))
-    for name, runs in {"open.mp4": 2, "open.mkv": 2, "hevc.mkv": 2, "open.ts": 1}.items():
-        seeks.clear()
-        read_video(strange[name][0], frames=[1, 70], min_pixels=784)
-        assert len(seeks) == runs, name
+
+    def counted(container, stream):
+        shown.append([])
+        return (shown[-1].append(frame.pts) or frame for frame in real(container, stream))
+
+    monkeypatch.setattr(readers, "_decode", counted)
+    for name in ("closed.mp4", "open.mp4", "open.mkv", "open.mov", "fragments.mp4", "hevc.mp4", "hevc.mkv", "mpeg2.mp4", "vp9.webm"):
+        shown.clear()
+        read_video(strange[name][0], frames=[1, 76], min_pixels=784)
+        # from the key frame before frame 76, and not from the one before that
+        assert len(shown) == 2 and len(shown[1]) < 24, (name, [len(frames) for frames in shown])
+    shown.clear()
+    read_video(strange["open.ts"][0], frames=[1, 76], min_pixels=784)
+    assert len(shown) == 1
     with pytest.raises(IndexIsWrong):  # the header calls every frame a key frame, the decoder knows better
         list(open_video(strange["all_keys_refresh.mp4"][0]).fetch([1, 70]))
 
