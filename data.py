@@ -21,9 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
-from lib.readers import DECODING_ERRORS, Source, VideoError, find_video, first_line, open_video
+from lib.readers import DECODING_ERRORS, IndexIsWrong, Source, VideoError, find_video, first_line, open_video
 from lib.samples import LETTERS, NUM_BOXES, entry_of
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -269,6 +270,7 @@ class Clip:
     frames: torch.Tensor  # (T, 3, H, W) uint8
     seconds: torch.Tensor  # (T,) float64, begin of each frame, counted from `start`
     sample_fps: float  # of the chosen frames, not of the file
+    is_constant: bool = True  # the file's rate; where it varies, `seconds` are the only clock
 
 
 @dataclass(frozen=True)
@@ -330,53 +332,77 @@ def read_video(path: str | Path, *, target_fps: float = 2.0, max_frames: int = 7
                frames: list[int] | int | None = None, fps: float = 2.0, reader: str | None = None) -> Clip:
     """Decode the frames a model sees, resized to the pixel budget. T is even unless `frames` lists an odd number.
 
-    start, end: seconds; only frames ceil(start * rate) .. min(floor(end * rate), last) are used, and time counts from
-    `start`. frames: exactly these 0-based frames of the file, or, as a number, that many evenly spaced ones, repeated
-    if there are fewer. fps: of a folder of frames. reader: "decord" or "pyav", by default decord where it is installed.
-    The budget of a frame is `frame_budget`'s. VideoError(path, reason) for whatever cannot be read.
+    Every frame is the one that the file shows at its time, or the video is a VideoError (lib/readers.py). start, end:
+    seconds; of a file with a constant rate only frames ceil(start * rate) .. min(floor(end * rate), last) are used, else
+    those that begin from `start` to `end`; time counts from `start`, or from the first frame that is shown. frames: exactly
+    these 0-based frames of the file, or, as a number, that many evenly spaced ones, repeated if there are fewer. fps: of a
+    folder of frames. reader: as for `open_video`; by default the quick way where it works, else the thorough one.
+    All frames get the first one's size, and its budget is `frame_budget`'s. VideoError(path, reason) for whatever cannot be
+    read.
     """
     path = find_video(path)
+    asked = target_fps, max_frames, start, end, frames
     try:
-        source = open_video(path, fps, reader)
-        indices, sample_fps = choose_frames(source, target_fps, max_frames, start, end, frames)
-        budget = frame_budget(len(indices), total_pixels, min_pixels)
-        wanted = sorted(set(indices))
-        chunks = [_resize(torch.from_numpy(chunk), min_pixels, budget) for chunk in source.fetch(wanted)]
+        try:
+            return _read(open_video(path, fps, reader), asked, total_pixels, min_pixels)
+        except IndexIsWrong:
+            return _read(open_video(path, fps, "decoding"), asked, total_pixels, min_pixels)
     except DECODING_ERRORS as error:
         raise VideoError(path, first_line(error)) from error
-    if (decoded := sum(map(len, chunks))) != len(wanted):
-        raise VideoError(path, f"truncated: only {decoded} of the {len(wanted)} frames needed can be decoded")
-    place = {index: k for k, index in enumerate(wanted)}
-    begins = source.begins[indices] - source.begins[0] - (start or 0)
-    return Clip(torch.cat(chunks)[[place[i] for i in indices]], torch.from_numpy(begins), sample_fps)
+
+
+def _read(source: Source, asked: tuple, total_pixels: int, min_pixels: int) -> Clip:
+    indices, sample_fps = choose_frames(source, *asked)
+    budget = frame_budget(len(indices), total_pixels, min_pixels)
+    wanted, resized, size = sorted(set(indices)), {}, None
+    for index, frame in zip(wanted, source.fetch(wanted), strict=True):
+        size = size or smart_resize(*frame.shape[:2], min_pixels=min_pixels, max_pixels=budget)
+        resized[index] = _resize(torch.from_numpy(frame), size)
+    start = asked[2] or 0
+    seconds = torch.from_numpy(source.begins[indices] - start)
+    return Clip(torch.stack([resized[index] for index in indices]), seconds, sample_fps, source.is_constant)
 
 
 def choose_frames(source: Source, target_fps: float, max_frames: int, start: float | None, end: float | None,
-                   frames: list[int] | int | None) -> tuple[list[int], float]:
+                  frames: list[int] | int | None) -> tuple[list[int], float]:
     """Indices into the file, and the rate of the chosen frames."""
-    first = max(0, math.ceil((start or 0) * source.fps))
-    last = source.num_frames - 1 if end is None else min(math.floor(end * source.fps), source.num_frames - 1)
+    first, last = frames_between(source, start or 0, math.inf if end is None else end)
     if last - first < 1:
         raise ValueError(f"{max(0, last - first + 1)} of its {source.num_frames} frames lie between start {start or 0} "
                          f"and end {end if end is not None else 'of file'}; a clip needs at least 2")
     if frames is None:
-        indices, sample_fps = frame_indices(last - first + 1, source.fps, target_fps=target_fps, max_frames=max_frames)
+        indices, sample_fps = frame_indices(last - first + 1, rate_between(source, first, last), target_fps=target_fps,
+                                            max_frames=max_frames)
         return [first + i for i in indices], sample_fps
     if isinstance(frames, int):
         frames = [first + round(k * (last - first) / (frames - 1)) for k in range(frames)]
     if not frames or min(frames) < 0 or max(frames) >= source.num_frames:
         raise ValueError(f"frames {frames} are asked for, the video has frames 0 to {source.num_frames - 1}")
     # The same formula as in frame_indices, over the stretch that the listed frames cover.
-    return list(frames), len(frames) * source.fps / (max(frames) - min(frames) + 1)
+    first, last = min(frames), max(frames)
+    return list(frames), len(frames) * rate_between(source, first, last) / (last - first + 1)
 
 
-def _resize(frames: torch.Tensor, min_pixels: int, max_pixels: float) -> torch.Tensor:
-    """(n, H, W, 3) uint8 to (n, 3, H', W') uint8. Bicubic overshoots at edges, hence the clamp before rounding."""
-    frames = frames.permute(0, 3, 1, 2)
-    size = smart_resize(*frames.shape[-2:], min_pixels=min_pixels, max_pixels=max_pixels)
-    if size == tuple(frames.shape[-2:]):
-        return frames.contiguous()
-    resized = torch.nn.functional.interpolate(frames.float(), size, mode="bicubic", antialias=True)
+def frames_between(source: Source, start: float, end: float) -> tuple[int, int]:
+    """The first and the last frame from second `start` to second `end`; the last is under the first where there is none."""
+    if not source.is_constant:
+        return int(np.searchsorted(source.begins, start, "left")), int(np.searchsorted(source.begins, end, "right")) - 1
+    last = source.num_frames - 1
+    return math.ceil(start * source.fps), last if end == math.inf else min(math.floor(end * source.fps), last)
+
+
+def rate_between(source: Source, first: int, last: int) -> float:
+    """Frames a second of this stretch: the file's, where it is constant."""
+    seconds = source.begins[last] - source.begins[first]
+    return source.fps if source.is_constant or seconds <= 0 else (last - first) / float(seconds)
+
+
+def _resize(frame: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """(H, W, 3) uint8 to (3, *size) uint8. Bicubic overshoots at edges, hence the clamp before rounding."""
+    frame = frame.permute(2, 0, 1)
+    if size == tuple(frame.shape[1:]):
+        return frame.contiguous()
+    resized = torch.nn.functional.interpolate(frame[None].float(), size, mode="bicubic", antialias=True)[0]
     return resized.clamp(0, 255).round().to(torch.uint8).contiguous()
 
 
@@ -422,13 +448,14 @@ def num_video_tokens(grid: tuple[int, int, int]) -> int:
     return math.prod(grid) // MERGE**2
 
 
-def mrope_positions(ids: torch.Tensor, grid: tuple[int, int, int] | None, seconds_per_grid: float, *,
+def mrope_positions(ids: torch.Tensor, grid: tuple[int, int, int] | None, seconds_per_grid: float | torch.Tensor, *,
                     video_token_id: int, tokens_per_second: int = 2) -> torch.Tensor:
     """Rotary positions (3, P) int64, axes time, height, width, of a prompt with at most one video.
 
     Text counts up on all three axes at once. The video starts at the next position q: its token (t, y, x) stands at
     (q + trunc(t * seconds_per_grid * tokens_per_second), q + y, q + x). Text goes on at 1 + the largest position of
-    any axis. This is what the published checkpoints were trained with (transformers 4.49 to 4.51); later versions of
+    any axis. A tensor (t,) in place of seconds_per_grid tells when each grid begins: a variable rate's own seconds stand for
+    t * seconds_per_grid. This is what the published checkpoints were trained with (transformers 4.49 to 4.51); later versions of
     the library differ from it silently, so one tensor is computed here and passed to sampling and scoring alike.
     `grid` is in patches; None for text only. ValueError where grid and ids disagree.
     """
@@ -442,12 +469,26 @@ def mrope_positions(ids: torch.Tensor, grid: tuple[int, int, int] | None, second
     t, h, w = grid[0], grid[1] // MERGE, grid[2] // MERGE
     start = int(places[0])
     # float32 and this order of factors are the reference's: a product just under a whole number truncates as there.
-    time = (torch.arange(t, dtype=torch.float32) * seconds_per_grid * tokens_per_second).long()
+    if isinstance(seconds_per_grid, torch.Tensor):
+        if seconds_per_grid.shape != (t,):
+            raise ValueError(f"{tuple(seconds_per_grid.shape)} begins of grids are given, the video has {t} grids")
+        time = (seconds_per_grid * tokens_per_second).long()
+    else:
+        time = (torch.arange(t, dtype=torch.float32) * seconds_per_grid * tokens_per_second).long()
     video = start + torch.stack([axis.flatten() for axis in torch.meshgrid(
         time, torch.arange(h), torch.arange(w), indexing="ij")])  # (3, V)
     before = torch.arange(start).expand(3, -1)
     after = (int(video.max()) + 1 + torch.arange(P - start - V)).expand(3, -1)
     return torch.cat([before, video, after], dim=1)
+
+
+def shared_times(settings: VideoSettings, tokens_per_second: int = 2) -> str | None:
+    """A note where the frame rate asked for gives neighbouring grids, of two frames each, the same position in time."""
+    most = 2 * tokens_per_second
+    if settings.target_fps <= most:
+        return None
+    return (f"--fps {settings.target_fps:g}: above {most} frames a second, pairs of frames share positions in time (the "
+            f"published rule cuts them down to {1 / tokens_per_second:g} s), and the model cannot tell their order")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -480,7 +521,8 @@ def prepare(sample: dict, clip: Clip | None, tokenizer, style: str = "think", *,
     patches, grid, seconds_per_grid = None, None, 1.0
     if clip is not None:
         patches, grid = patchify(clip.frames.to(device))
-        seconds_per_grid = 2 / clip.sample_fps  # a grid is two frames
+        # A grid is two frames. Listed frames may lie before `start`, and nothing stands before the video's first position.
+        seconds_per_grid = 2 / clip.sample_fps if clip.is_constant else clip.seconds[::2].clamp(min=0)
     ids = encode_prompt(tokenizer, build_prompt(sample, style), num_video_tokens(grid) if grid else 0)
     check_prompt_length(sample, ids, clip, max_prompt_tokens)
     positions = mrope_positions(ids, grid, seconds_per_grid, tokens_per_second=tokens_per_second,

@@ -33,7 +33,7 @@ import torch
 from tqdm import tqdm
 
 import rewards
-from data import STYLES, Prompt, VideoSettings, target_text
+from data import STYLES, Prompt, VideoSettings, shared_times, target_text
 from eval import METRICS, answer_all, blind_baselines, evaluate, first_metrics, score_of
 from grpo import Group, Loss, accumulate_gradients, grpo_loss, rollout
 from lib import hf_folder, hub, lora, memory, toy
@@ -602,6 +602,8 @@ def carry_out(config: Config, world: World) -> None:
     judge = load_judge(config.judge, world.device)
     score = partial(rewards.score, mix=config.reward, judge=judge)
     settings = VideoSettings(config.fps, config.max_frames, config.total_pixels, config.min_pixels)
+    if world.is_first and (note := shared_times(settings)):
+        print(note)
     cache_bytes = 2**32 if config.model else 2**29  # of decoded clips in memory
     with VideoLoader(settings, num_workers=config.num_workers, cache_bytes=cache_bytes, frame_cache=config.frame_cache,
                      frame_cache_gb=config.frame_cache_gb) as loader:

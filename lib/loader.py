@@ -2,8 +2,8 @@
 
 Real video collections hold files that make a decoder hang or crash. A hanging decoder must cost its own video a few
 seconds and nothing else, so each worker is a plain child process behind two pipes: it gets one job, has a deadline, and
-is killed and replaced when it misses it. (A `DataLoader` dies with its worker, and workers that are forked hang where
-decord was used before the fork.) Read `_Worker.ask` first, the rest is who waits for whom:
+is killed and replaced when it misses it. (A `DataLoader` dies with its worker, and a fork may hang where a library had
+threads before.) Read `_Worker.ask` first, the rest is who waits for whom:
 
     VideoLoader.submit(sample)  ->  a thread of DecodePool  ->  _Worker.ask  ==pipe==>  serve (python -m lib.loader)
 
@@ -41,11 +41,11 @@ from tqdm import tqdm
 
 from data import Clip, VideoSettings, read_video, video_arguments
 from lib.files import PARTIAL, write_whole
-from lib.readers import VideoError
+from lib.readers import READER, VideoError, length_of
 
 ROOT = Path(__file__).resolve().parent.parent
 STARTUP_SECONDS = 600  # importing torch from a busy network disk takes minutes; the deadline counts from after it
-CACHE_VERSION = 1  # of the frames on the disk: raise it when the same file and settings give other frames
+CACHE_VERSION = 2  # of the frames on the disk: raise it when the same file, settings and READER give other frames
 ATTEMPTS = 2  # at a file that fails: a busy disk is no bad file, and a bad file must not cost its deadline every epoch
 
 
@@ -86,10 +86,10 @@ def run_job(function: Callable, path: str, arguments: dict) -> tuple:
         return "error", error.path, error.reason
 
 
-def read_arrays(path: str, **arguments) -> tuple[np.ndarray, np.ndarray, float]:
-    """The clip as plain values: frames, seconds, sample_fps."""
+def read_arrays(path: str, **arguments) -> tuple[np.ndarray, np.ndarray, float, bool]:
+    """The clip as plain values: frames, seconds, sample_fps, is_constant."""
     clip = read_video(path, **arguments)
-    return clip.frames.numpy(), clip.seconds.numpy(), clip.sample_fps
+    return clip.frames.numpy(), clip.seconds.numpy(), clip.sample_fps, clip.is_constant
 
 
 def _send(pipe, message: object) -> None:
@@ -186,13 +186,13 @@ class DecodePool:
         self.threads = ThreadPoolExecutor(num_workers, thread_name_prefix="decode") if num_workers else None
 
     def submit(self, function: Callable, path: str, arguments: dict, finish: Callable = lambda value: value,
-               find: Callable[[], object | None] = lambda: None, extra_seconds: float = 0.0) -> Future:
+               find: Callable[[], object | None] = lambda: None, extra_seconds: float | None = 0.0) -> Future:
         """Future of what `find` finds, else of `finish(function(path, **arguments))`; `find` and `finish` are called in the
         thread that would wait for the child. A video that cannot be read is the future's exception, a VideoError.
-        `extra_seconds` are added to the deadline of a long one."""
+        `extra_seconds` are added to the deadline of a long one; None: as many as its header says that it lasts."""
         job = function, path, arguments
         if self.threads:
-            return self.threads.submit(self._run, job, finish, find, self.deadline + extra_seconds)
+            return self.threads.submit(self._run, job, finish, find, extra_seconds)
         future, found = Future(), find()
         try:
             future.set_result(finish(_value_of(run_job(*job))) if found is None else found)
@@ -200,12 +200,14 @@ class DecodePool:
             future.set_exception(error)
         return future
 
-    def _run(self, job: tuple, finish: Callable, find: Callable[[], object | None], deadline: float) -> object:
+    def _run(self, job: tuple, finish: Callable, find: Callable[[], object | None], extra_seconds: float | None) -> object:
         if (found := find()) is not None:
             return found
         worker = self.idle.get()  # as many threads as workers: there always is one
         try:
-            return finish(_value_of(worker.ask(job, deadline)))
+            if extra_seconds is None:
+                extra_seconds = _value_of(worker.ask((length_of, job[1], {}), self.deadline))
+            return finish(_value_of(worker.ask(job, self.deadline + extra_seconds)))
         finally:
             self.idle.put(worker)
 
@@ -236,9 +238,9 @@ def _value_of(answer: tuple) -> object:
 class FrameCache:
     """A folder of decoded clips, of at most `most_bytes`, that any number of processes and runs share.
 
-    A clip is found by all it depends on: file, size, time of change, settings. Nothing is locked: an entry appears whole,
-    by being renamed, or not at all; whoever finds it damaged decodes the video. Reading an entry makes it young, and the
-    oldest ones leave. One clip of the published budget is 8 MB.
+    A clip is found by all it depends on: file, size, time of change, settings, and the versions of what decodes it. Nothing is
+    locked: an entry appears whole, by being renamed, or not at all; whoever finds it damaged decodes the video. Reading an
+    entry makes it young, and the oldest ones leave. One clip of the published budget is 8 MB.
     """
 
     def __init__(self, folder: str | Path, most_bytes: float):
@@ -253,7 +255,7 @@ class FrameCache:
         path = self._path(key)
         try:
             with np.load(path, allow_pickle=False) as entry:  # a zip file: its checksums notice every damaged byte
-                clip = _to_clip((entry["frames"], entry["seconds"], float(entry["sample_fps"])))
+                clip = _to_clip((entry["frames"], entry["seconds"], float(entry["sample_fps"]), bool(entry["is_constant"])))
             os.utime(path)  # used just now
             return clip
         except FileNotFoundError:
@@ -268,7 +270,8 @@ class FrameCache:
             return
         try:
             with write_whole(path) as partial, open(partial, "wb") as file:
-                np.savez(file, frames=clip.frames.numpy(), seconds=clip.seconds.numpy(), sample_fps=clip.sample_fps)
+                np.savez(file, frames=clip.frames.numpy(), seconds=clip.seconds.numpy(), sample_fps=clip.sample_fps,
+                         is_constant=clip.is_constant)
         except OSError as error:
             self.is_broken = True
             tqdm.write(f"--frame_cache {self.folder}: nothing more is written to it, {error}")
@@ -299,7 +302,7 @@ class FrameCache:
                 total -= size
 
     def _path(self, key: tuple) -> Path:
-        return self.folder / f"{hashlib.sha256(repr((CACHE_VERSION, *key)).encode()).hexdigest()}.npz"
+        return self.folder / f"{hashlib.sha256(repr((CACHE_VERSION, READER, *key)).encode()).hexdigest()}.npz"
 
 
 class VideoLoader:
@@ -331,10 +334,11 @@ class VideoLoader:
             return _finished(None)
         key, arguments = _clip_key(sample, self.settings), video_arguments(sample, self.settings)
         if key not in self.ahead:
-            self.ahead[key] = _finished(self.cache[key]) if key in self.cache else self._read(key, arguments, seconds_of(sample))
+            self.ahead[key] = _finished(self.cache[key]) if key in self.cache else self._read(
+                key, arguments, seconds_of(sample) or None)
         return self.ahead[key]
 
-    def _read(self, key: tuple, arguments: dict, seconds: float) -> Future:
+    def _read(self, key: tuple, arguments: dict, seconds: float | None) -> Future:
         """From the disk, where it has the clip, else from the video. Which of the two, its result does not tell."""
         video, version, _ = key
         if self.disk is None or version is None:
@@ -390,8 +394,8 @@ def seconds_of(sample: dict) -> float:
 
 
 def _to_clip(arrays: tuple) -> Clip:
-    frames, seconds, sample_fps = arrays
-    return Clip(torch.from_numpy(frames), torch.from_numpy(seconds), sample_fps)
+    frames, seconds, sample_fps, is_constant = arrays
+    return Clip(torch.from_numpy(frames), torch.from_numpy(seconds), sample_fps, is_constant)
 
 
 def _finished(result: Clip | None) -> Future:

@@ -20,6 +20,7 @@ answer. Imitation learns to be late, and as uncertain as they are; a reward that
 
 import json
 from fractions import Fraction
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -143,7 +144,8 @@ def write_dataset(out: Path, train: int, eval: int, seed: int) -> None:
     Left alone when `out` already holds what these settings give. Each of the four names in `out` appears whole: of several
     runs that start together each finds all clips. What else lies there stays.
     """
-    out, settings = Path(out), {"version": VERSION, "train": train, "eval": eval, "seed": seed}
+    # Another version of PyAV brings another encoder, and other pixels.
+    out, settings = Path(out), {"version": VERSION, "av": metadata.version("av"), "train": train, "eval": eval, "seed": seed}
     marker = out / "settings.json"
     if marker.exists() and json.loads(marker.read_text()) == settings:
         return

@@ -218,7 +218,7 @@ def test_sizes_are_multiples_of_28_within_the_budget(height, aspect, low, high):
 
 # ---- reading --------------------------------------------------------------------------------------------------------
 
-READERS = ("decord", "pyav")
+READERS = ("decord", "pyav", "decoding")
 
 
 @pytest.fixture(scope="module")
@@ -302,7 +302,7 @@ def test_frames_are_resized_as_torchvision_and_pillow_do():
     frame = np.random.default_rng(0).integers(0, 256, (120, 200, 3), dtype=np.uint8)
     frame[30:60, 40:90] = 255  # edges: bicubic overshoots there and has to be clamped, not wrapped around
     frame[60:90, 40:90] = 0
-    ours = data._resize(torch.from_numpy(frame)[None], 784, 784 * 6)[0]
+    ours = data._resize(torch.from_numpy(frame), smart_resize(120, 200, min_pixels=784, max_pixels=784 * 6))
     H, W = ours.shape[-2:]
     ours = ours.permute(1, 2, 0).numpy().astype(float)
     exact = bicubic(bicubic(frame.astype(float), H).swapaxes(0, 1), W).swapaxes(0, 1)
@@ -383,6 +383,36 @@ def test_time_is_truncated_after_it_is_multiplied(seconds, offsets):
     """Rounding the seconds of a grid to a whole number first, as several library versions do, stops the clock."""
     positions = mrope_positions(torch.full((5,), PAD), (5, 2, 2), seconds, video_token_id=PAD)
     assert positions[0].tolist() == offsets
+
+
+def test_a_variable_rate_stands_at_its_own_seconds(tokenizer, tmp_path):
+    """A phone that turns to 10 frames a second in the dark: counted at the average rate, half of the video is seconds off."""
+    times = [k / 10 for k in range(20)] + [2 + k / 2 for k in range(20)]
+    file = write_video(tmp_path / "v.mp4", pictures(40), times=times)
+    sample = {**GQA, "video": str(file)}
+    clip = read_sample(sample)
+    prompt = prepare(sample, clip, tokenizer, "think")
+    video = prompt.positions[0][prompt.ids == tokenizer.convert_tokens_to_ids("<|video_pad|>")].unique()
+    begins = [times[frame] for frame in which_frames(clip)[::2]]
+    assert (video - video[0]).tolist() == sorted({int(2 * begin + 1e-6) for begin in begins})
+    assert prompt.positions.dtype == torch.int64
+    positions = mrope_positions(torch.full((3,), PAD), (3, 2, 2), torch.tensor([0.0, 0.99, 7.5]), video_token_id=PAD)
+    assert positions[0].tolist() == [0, 1, 15]
+    with pytest.raises(ValueError, match="3 grids"):
+        mrope_positions(torch.full((3,), PAD), (3, 2, 2), torch.tensor([0.0, 1.0]), video_token_id=PAD)
+    part = read_video(file, start=3.1)
+    assert part.seconds[0] == pytest.approx(0.4, abs=2e-3)  # a clock that begins with the part
+    before = read_video(file, start=3.1, frames=[0, 1])
+    assert prepare(sample, before, tokenizer).positions.min() == 0  # nothing stands before the prompt
+
+
+def test_a_rate_at_which_times_collide_is_named():
+    """Above 4 frames a second the published rule gives two grids one position, and nobody is told."""
+    assert data.shared_times(VideoSettings(target_fps=4)) is None
+    assert "above 4 frames a second" in data.shared_times(VideoSettings(target_fps=4.5))
+    ids, grid = torch.full((6,), PAD), (6, 2, 2)
+    assert len(mrope_positions(ids, grid, 2 / 4, video_token_id=PAD)[0].unique()) == 6
+    assert len(mrope_positions(ids, grid, 2 / 4.5, video_token_id=PAD)[0].unique()) < 6
 
 
 @given(st.integers(0, 5), st.integers(0, 5), st.integers(1, 6), st.integers(1, 4), st.integers(1, 12),

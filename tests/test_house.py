@@ -9,7 +9,7 @@ METHOD = ["rewards", "data", "model", "grpo", "eval", "train"]  # each may impor
 ABOVE_DATA = {"lib.answers", "lib.loader", "lib.questions", "lib.sharding", "lib.toy"}  # the rest of lib does not know data.py
 LEFT_ALONE = {("grpo", "rewards"), ("grpo", "lib.lora")}  # a group is scored by a function, and a model knows its reference
 # Inside a function only what some machines do not have, or what is slow to import and rarely needed.
-IN_FUNCTIONS = {"av", "PIL", "resource", "tokenizers", "torch", "transformers"}
+IN_FUNCTIONS = {"av", "decord", "PIL", "resource", "tokenizers", "torch", "transformers"}
 
 FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path
          for folder in (".", "lib", "tools") for path in (ROOT / folder).glob("*.py")}

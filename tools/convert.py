@@ -1,9 +1,10 @@
 """From published annotation files to samples: fifteen formats, one small generator each.
 
 A sample is one JSON object a line: what is asked (`task`, `question`, `options`), about which `video`, and the truth
-(`answer`, `spans` in seconds, `boxes` in fractions of the frame). Only annotation files are read here; no video has
-to exist. Read `convert` at the bottom first for the whole journey, then `Source`, then any of the generators: they are
-grouped by task (grounding, tracking, grounded questions, questions, labels) and independent of each other.
+(`answer`, `spans` in seconds, `boxes` in fractions of the frame). Only annotation files are read here (and, where they are
+there, the sizes of GOT-10k's pictures); no video has to exist. Read `convert` at the bottom first for the whole journey,
+then `Source`, then any of the generators: they are grouped by task (grounding, tracking, grounded questions, questions,
+labels) and independent of each other.
 
 One rule governs all of them: what was annotated is what is written. A span that ends before it starts, or after the
 video, is counted, reported and passed on, because repairing the truth would silently move every published number;
@@ -37,6 +38,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from PIL import Image
 from tqdm import tqdm
 
 from lib.files import write_whole
@@ -231,9 +233,10 @@ def got10k(source: Source) -> Iterator[dict]:
     """GOT-10k (Huang et al. 2021) as distributed: `list.txt`, and a folder for each sequence.
 
     `groundtruth.txt`: a line `x,y,w,h` in pixels for each frame. The boxes written are (x0, y0, x1, y1) in fractions
-    of the frame, cut to it. A sequence that shows its object in fewer than eight frames is left out, by name.
+    of the frame, cut to it: of its own picture, where that is there, for a few sequences change their size half way, else of
+    the `resolution` in meta_info.ini. A sequence that shows its object in fewer than eight frames is left out, by name.
     """
-    left_out = 0
+    left_out = without_pictures = 0
     sequences = list(source.lines(f"{source.split}/list.txt"))
     for _, sequence in tqdm(sequences, desc="sequences", unit="sequence", disable=None):  # None: where nobody looks
         folder = f"{source.split}/{sequence}"
@@ -244,16 +247,30 @@ def got10k(source: Source) -> Iterator[dict]:
             continue
         frames = spread(visible)
         width, height = (float(side) for side in re.findall(r"[\d.]+", meta["resolution"]))
+        sizes = [picture_size(source.path / folder / f"{frame + 1:08d}.jpg") for frame in frames]
+        without_pictures += None in sizes
         yield {
             "id": sequence,
             "task": "tracking",
             "video": folder,
             "question": meta["object_class"],
-            "boxes": [fractions_of_frame(rows[frame], width, height) for frame in frames],
+            "boxes": [fractions_of_frame(rows[frame], *(size or (width, height))) for frame, size in zip(frames, sizes)],
             "frames": frames,
             "fps": GOT10K_FPS,
         }
     print(f"left out {left_out} sequences")
+    if without_pictures:
+        print(f"{without_pictures} sequences have no pictures here: their boxes are fractions of meta_info.ini's resolution, "
+              "wrong where a sequence changes its size")
+
+
+def picture_size(file: Path) -> tuple[int, int] | None:
+    """Width and height, None where no picture can be read."""
+    try:
+        with Image.open(file) as picture:
+            return picture.size
+    except OSError:
+        return None
 
 
 def got10k_sequence(source: Source, folder: str) -> tuple[list[str], list[int], dict[str, str]]:

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 import rewards
-from data import STYLES, Clip, VideoSettings
+from data import STYLES, Clip, VideoSettings, shared_times
 from eval import METRICS, answer_all, blind_baselines, means_of, metrics_of_means, values_of
 from lib import memory, published
 from lib.answers import PUBLISHED, SETTINGS, SamplingSettings, claim, fingerprint, read_asked, write_lines
@@ -159,6 +159,8 @@ def run(arguments: list[str] | None = None) -> None:
     args = parse_arguments(arguments)
     world = start(args.device)
     settings = VideoSettings(args.fps, args.max_frames, args.total_pixels, args.min_pixels)
+    if world.is_first and (note := shared_times(settings)):
+        print(note)
     temperature = args.temperature if args.temperature is not None else float(args.num_samples > 1)
     sampling = SamplingSettings(args.prompt, args.max_new_tokens, args.max_prompt_tokens, args.num_samples, temperature,
                                 args.reward, args.seed, args.batch)

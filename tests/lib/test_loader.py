@@ -16,6 +16,7 @@ from conftest import ROOT
 from processes import read, run_ranks, start_ranks
 from video_files import pictures, read_sample, which_frames, write_video
 
+import lib.loader
 from data import Clip, VideoSettings
 from lib.loader import FrameCache, VideoLoader, read_arrays, seconds_of
 from lib.readers import VideoError
@@ -98,10 +99,22 @@ def test_a_deadline_grows_with_the_seconds_that_a_sample_tells_of(videos, tmp_pa
         with VideoLoader(num_workers=0, frame_cache=folder) as loader:
             deadlines = []
             monkeypatch.setattr(loader.pool, "threads", ThreadPoolExecutor(1))
-            monkeypatch.setattr(loader.pool, "_run", lambda job, finish, find, deadline: deadlines.append(deadline))
+            monkeypatch.setattr(loader.pool, "_run", lambda job, finish, find, seconds: deadlines.append(seconds))
             for sample in (question(videos / "0.mp4"), question(videos / "1.mp4", duration=7200.0)):
                 loader.submit(sample).result()
-            assert deadlines == [60, 7260]
+            assert deadlines == [None, 7200]  # None: the file is asked
+
+
+def test_a_film_without_an_annotated_duration_is_given_its_own(videos, loader, monkeypatch):
+    """Its deadline would be that of a clip of ten seconds, and every film of the data set unreadable."""
+    worker, asked = loader.pool.workers[0], []
+    real = worker.ask
+    monkeypatch.setattr(worker, "ask", lambda job, seconds: asked.append((job[0].__name__, seconds)) or real(job, seconds))
+    loader.load(question(videos / "2.mp4"))
+    assert asked == [("length_of", 60), ("read_arrays", pytest.approx(61.8))]
+    asked.clear()
+    loader.load(question(videos / "2.mp4", duration=3.0))
+    assert asked == [("read_arrays", 63)]
 
 
 def test_a_worker_that_is_killed_is_replaced(videos, loader):
@@ -311,6 +324,25 @@ def test_other_settings_and_a_replaced_file_are_other_entries(videos, tmp_path):
             assert which_frames(loader.load(question("0.mp4")))[0] == 20 and len(entries(folder)) == 5
     finally:
         os.chdir(here)
+
+
+@pytest.mark.parametrize("what", ["CACHE_VERSION", "READER"])
+def test_frames_of_another_reader_are_not_taken_for_this_ones(videos, tmp_path, monkeypatch, what):
+    """What decord decoded wrong would be shown for as long as the folder lives."""
+    folder, sample = tmp_path / "frames", question(videos / "0.mp4")
+    for value in ("old", "new"):
+        monkeypatch.setattr(lib.loader, what, value)
+        with VideoLoader(num_workers=0, frame_cache=folder) as loader:
+            loader.load(sample)
+    assert len(entries(folder)) == 2
+
+
+def test_a_variable_rate_survives_the_disk(tmp_path):
+    """Its seconds are its clock: from the cache, the same video would stand at other positions."""
+    file = write_video(tmp_path / "v.mp4", pictures(20), times=[k * k / 40 for k in range(20)])
+    for _ in range(2):
+        with VideoLoader(num_workers=0, frame_cache=tmp_path / "frames") as loader:
+            assert loader.load(question(file)).is_constant is False
 
 
 @pytest.mark.parametrize("damage", ["cut", "emptied", "one byte", "another file"])

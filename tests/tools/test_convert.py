@@ -10,6 +10,7 @@ from fractions import Fraction
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 import tools.convert
 from lib.samples import load_samples
@@ -670,6 +671,21 @@ def test_got10k_without_absence_labels_sees_the_object_in_every_frame(tmp_path):
     (sample,) = converted("got10k", put(tmp_path / "in", GOT10K), tmp_path)
     assert sample["frames"] == list(range(8))
     assert sample["boxes"][7] == [7 / 200, 0.2, 47 / 200, 0.3]
+
+
+def test_got10k_divides_each_box_by_its_own_frames_size(tmp_path, capsys):
+    """Two of the 180 validation sequences become smaller half way: by the one resolution their object jumps and shrinks."""
+    folder = put(tmp_path / "in", GOT10K)
+    for k in range(8):
+        size = (200, 100) if k < 4 else (100, 50)
+        Image.new("RGB", size).save(folder / "val/GOT-10k_Val_000001" / f"{k + 1:08d}.jpg")
+    (sample,) = converted("got10k", folder, tmp_path)
+    assert sample["boxes"][3] == [3 / 200, 0.2, 43 / 200, 0.3] and sample["boxes"][7] == [7 / 100, 0.4, 47 / 100, 0.6]
+    assert "no pictures" not in capsys.readouterr().out
+    (folder / "val/GOT-10k_Val_000001/00000008.jpg").unlink()
+    (sample,) = converted("got10k", folder, tmp_path)
+    assert sample["boxes"][7] == [7 / 200, 0.2, 47 / 200, 0.3]
+    assert "1 sequences have no pictures here" in capsys.readouterr().out
 
 
 def test_got10k_leaves_out_short_sequences_by_name_and_hashes_the_rest_together(tmp_path, capsys):
