@@ -52,7 +52,10 @@ def find_video(path: str | Path) -> Path:
     """The path itself, or the same name with another container's suffix: annotations guess .mp4 where ActivityNet
     has .mkv and .webm. VideoError where there is nothing, or nothing in it."""
     path = Path(path)
-    found = next((p for p in (path, path.with_suffix(".mkv"), path.with_suffix(".webm")) if p.exists()), None)
+    try:
+        found = next((p for p in (path, path.with_suffix(".mkv"), path.with_suffix(".webm")) if p.exists()), None)
+    except OSError as error:  # a folder without permission, a name that is too long: costs this video, not the run
+        raise VideoError(path, error.strerror or str(error)) from error
     if found is None:
         raise VideoError(path, "no such file; check the path, and --video_root where there is one")
     if found.is_file() and found.stat().st_size == 0:

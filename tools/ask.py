@@ -16,6 +16,7 @@ from lib.distributed import World
 from lib.loader import VideoLoader
 from lib.memory import note_if_out_of_memory, sizes
 from lib.questions import sampling_seed, with_style
+from lib.samples import LETTERS, option_texts
 from model import VideoLM
 from rewards import WHY_UNREADABLE
 
@@ -89,7 +90,7 @@ def in_words(value, block: rewards.Block, sample: dict, text: str, seconds: list
     if block is rewards.WINDOWS:
         return windows_in_words(value)
     if block is rewards.CHOICE:
-        return f"({value}) {sample['options'][ord(value) - ord('A')]}"
+        return f"({value}) {option_texts(sample)[LETTERS.index(value)]}"
     if block is rewards.EIGHT_BOXES:
         return "\n".join(f"{t:6.2f} s  {box}" for t, box in zip(seconds, value))
     if block is rewards.LABEL and value in [option.strip().lower() for option in sample["options"]]:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from data import VideoSettings, choose_frames, read_video, video_arguments
 from lib.loader import DecodePool, seconds_of
 from lib.readers import VideoError, decord, find_video, open_video
-from lib.samples import find_problem, parse_entry, take_part, write_jsonl
+from lib.samples import judged_lines, parse_entry, take_part, unread_keys, write_jsonl
 
 CLOCK_TOLERANCE = 0.5  # seconds; one time position of the model
 CHEAP_FRAMES = 6000  # up to this many frames (200 s at 30 fps) a file is also read from its beginning
@@ -61,27 +61,12 @@ def inspect_video(path: str, duration: float | None = None, **arguments) -> str 
 
 
 def read_lines(file: Path) -> tuple[dict[int, dict], dict[int, str]]:
-    """The objects of a file by line number, and what is wrong with those that are no samples, by line number too.
-
-    `data.read_jsonl` raises at the first of them, as training should. A line without an object stands in as
-    {"text": line}. Of two lines with one id the first is the sample.
-    """
-    records, problems, line_of = {}, {}, {}
-    with open(file, "rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            record = None
-            try:
-                record = json.loads(line)
-                problem = find_problem(record)
-            except (ValueError, OverflowError, RecursionError) as error:  # no JSON, no UTF-8; 1e999 as an integer
-                problem = f"it cannot be read ({error}); write one JSON object a line"
-            if not problem and (first := line_of.setdefault(record["id"], number)) != number:
-                problem = f"field 'id': {record['id']!r} is also the id of line {first}; ids must be unique"
-            records[number] = record if isinstance(record, dict) else {"text": line.decode(errors="replace").strip()}
-            if problem:
-                problems[number] = f"line {number}: {problem}"
+    """The objects of a file by line number, and what is wrong with those that are no samples, by line number too:
+    `read_jsonl` raises at the first of them, as training should."""
+    records, problems = {}, {}
+    for number, records[number], problem in judged_lines(file):
+        if problem:
+            problems[number] = f"line {number}: {problem}"
     return records, problems
 
 
@@ -99,6 +84,8 @@ def check(entry: str, out: Path, *, video_root: str | None = None, settings: Vid
     records, problems = read_lines(source)
     if not records:
         raise ValueError(f"{source}: no sample; check the file")
+    for line in unread_keys(list(records.values())):
+        print(line)
     # The part that training takes of good.jsonl's lines, if all videos are good.
     wanted = take_part([number for number in records if number not in problems], take, random.Random(f"0 {source.name}"))
     folder = Path(root or video_root or source.parent)

@@ -333,7 +333,8 @@ def nextgqa(source: Source) -> Iterator[dict]:
 def rextime(source: Source) -> Iterator[dict]:
     """ReXTime (Chen et al. 2024), in the two shapes it is published in.
 
-    Rows of the evaluation file have a `query`, windows and a letter, but no options: only the grounding can be asked.
+    Rows of the evaluation file have a `query`, windows and a letter, but no options: only the grounding can be asked. It
+    has one answer: a row with several windows is written with all of them, and named as one that training refuses.
     Rows of the data set have `question`, `options` and one `span`.
     """
     for row in source.json_rows():
@@ -342,7 +343,7 @@ def rextime(source: Source) -> Iterator[dict]:
             truth = {"options": row["options"], "answer": row["ans"].strip(), "spans": [row["span"]]}
             yield sample | {"task": "gqa", "question": row["question"]} | truth
         else:
-            yield sample | {"task": "grounding", "question": row["query"], "spans": [row["relevant_windows"][0]]}
+            yield sample | {"task": "grounding", "question": row["query"], "spans": row["relevant_windows"]}
 
 
 # ---- questions: which of these? -------------------------------------------------------------------------------------
