@@ -13,6 +13,7 @@ from dataclasses import field, fields
 from pathlib import Path
 from typing import Any
 
+from lib.samples import is_number
 from lib.terminal import printable
 
 
@@ -100,7 +101,7 @@ def range_problem(settings) -> str | None:
     for f in fields(settings):
         within, value = f.metadata.get("within"), getattr(settings, f.name)
         values = value if isinstance(value, (list, tuple)) else [value]
-        if within and value is not None and not all(within[0] <= x <= within[1] for x in values):
+        if within and value is not None and not all(is_number(x) and within[0] <= x <= within[1] for x in values):
             return f"--{f.name} is {value}; it must be {range_in_words(f.metadata['kind'], within)} ({f.metadata['help']})"
     return None
 

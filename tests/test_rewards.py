@@ -456,6 +456,26 @@ def test_a_letter_that_is_read_stands_in_the_text(text):
     assert letter is None or letter in text.upper() or text.strip().lower() in ("1 2", "oro")
 
 
+TIMES = st.tuples(st.integers(0, 3), st.integers(0, 59), st.integers(0, 59), st.integers(0, 99))
+
+
+@given(TIMES, TIMES, st.sampled_from([" to ", "-", " – ", " and "]), st.sampled_from(["", "s", " seconds"]),
+       st.text(alphabet="abc .,()\n", max_size=8))
+def test_a_pair_of_times_is_read_whatever_words_stand_around_it(start, end, joined, unit, words):
+    """And written out as h:mm:ss.ss, so that 1:02:03 is never read as 2:03."""
+    start, end = sorted((start, end))
+    text = joined.join(f"{h}:{m:02d}:{s:02d}.{c:02d}{unit}" for h, m, s, c in (start, end))
+    seconds = [3600 * h + 60 * m + s + c / 100 for h, m, s, c in (start, end)]
+    assert parse_interval(f"{words} {text} {words}") == (pytest.approx(tuple(seconds)), "ok")
+
+
+@given(st.text(alphabet="0123456789.,:- tosand–e", max_size=20))
+def test_what_is_read_of_any_text_is_an_interval_of_its_own_numbers(text):
+    span, reason = parse_interval(text)
+    assert (span is None) == (reason != "ok")
+    assert span is None or (span[0] <= span[1] and sum(c.isdigit() for c in text) >= 2)
+
+
 def test_options_with_letters_of_their_own_are_read_without():
     options = ["A. a lamp", "B. a fan"]
     assert accuracy("a fan", options=options, answer="B") == accuracy("B. a fan", options=options, answer="B") == 1

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from made_samples import ALL, QA, write_lines
 
 import lib.samples
-from lib.samples import FIELDS, find_problem, judged_lines, load_samples, unread_keys, write_jsonl
+from lib.samples import FIELDS, find_problem, judged_lines, load_samples, parse_entry, unread_keys, write_jsonl
 from tools.check import check
 
 GROUNDING, _, GQA, TRACKING, LABELS, CAPTIONING = ({"video": "v.mp4", **sample} for sample in ALL)
@@ -170,6 +170,13 @@ def test_a_key_that_nobody_reads_is_named_once_with_the_one_it_resembles():
                                     "unknown key 'mood' in 1 sample is not read"]
     assert unread_keys([{"\x1b[2J": 1}]) == ["unknown key '\\x1b[2J' in 1 sample is not read"]
     assert doctest.testmod(lib.samples).failed == 0
+
+
+@given(st.text(st.characters(codec="utf-8"), max_size=30))
+def test_any_entry_is_taken_apart_or_refused_by_name(entry):
+    """An entry comes from the command line, where anything can be typed."""
+    with pytest.raises(ValueError, match="no such file"):
+        parse_entry(f"gone {entry}")
 
 
 def test_a_share_of_more_than_everything_is_refused(tmp_path):
