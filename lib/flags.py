@@ -30,12 +30,14 @@ COUNT: Range = (1, 1_000_000)
 SHARE: Range = (0, 1)
 
 
-def flag(default, help: str, *, with_model=None, within: Range | None = None, choices: tuple = (), group: str = "", kind: type | None = None,
-         required: bool = False, nargs: int | None = None, metavar=None):
-    """A field of a dataclass of flags. `within`: the lowest and the highest value of a number. `with_model`: its default where --model is given, if another. `group`: under which
-    title of --help it stands. `kind`: its type, where the default is None and does not tell."""
+def flag(default, help: str, *, with_model=None, within: Range | None = None, choices: tuple = (), group: str = "",
+         kind: type | None = None, required: bool = False, nargs: int | None = None, metavar=None):
+    """A field of a dataclass of flags. `within`: the lowest and the highest value of a number. `with_model`: its default where
+    --model is given, if another. `group`: under which title of --help it stands. `kind`: its type, where the default is None
+    and does not tell."""
     metadata = {"help": help, "with_model": default if with_model is None else with_model, "choices": choices,
-                "group": group, "kind": kind or type(default), "within": within, "required": required, "nargs": nargs, "metavar": metavar}
+                "group": group, "kind": kind or type(default), "within": within, "required": required, "nargs": nargs,
+                "metavar": metavar}
     return field(default=default, metadata=metadata)
 
 

@@ -10,6 +10,7 @@ from fractions import Fraction
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from video_files import pictures, write_folder
 
 import tools.convert
 from lib.samples import load_samples
