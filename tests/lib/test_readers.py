@@ -11,7 +11,7 @@ from PIL import Image
 from video_files import CORNER, pictures, read_sample, set_rotation, which_frames, write_folder, write_video
 
 from data import frame_indices, read_video
-from lib.readers import VideoError
+from lib.readers import VideoError, find_video
 
 READERS = ("decord", "pyav")
 
@@ -94,3 +94,15 @@ def test_whatever_cannot_be_read_says_which_file_and_why(broken, reader, name, w
     assert len(error.value.reason) < 400 and "\n" not in error.value.reason
     copy = pickle.loads(pickle.dumps(error.value))  # it has to come out of a worker process
     assert (copy.path, copy.reason) == (error.value.path, error.value.reason)
+
+
+def test_a_folder_without_permission_costs_its_videos_and_not_the_run(tmp_path, monkeypatch):
+    """Path.exists raises there, and so it does for a name that is too long with the root in front: both ended the training."""
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with pytest.raises(VideoError, match="File name too long"):
+        find_video(tmp_path / ("v" * 300))
+    monkeypatch.setattr(type(tmp_path), "exists", refuse)
+    with pytest.raises(VideoError, match="v.mp4: Permission denied"):
+        find_video(tmp_path / "v.mp4")
