@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from lib.readers import DECODING_ERRORS, IndexIsWrong, Source, VideoError, find_video, first_line, open_video
-from lib.samples import LETTERS, NUM_BOXES, entry_of
+from lib.samples import LETTERS, NUM_BOXES, entry_of, option_texts
 
 # ---------------------------------------------------------------------------------------------------------------------
 # 1. Prompts, in the published words, and the completion a warm start imitates
@@ -112,7 +112,7 @@ def ordered_spans(sample: dict) -> list[list[float]]:
 
 
 def ask_which(sample: dict, think: bool, rest: str = f"{LETTER}\n") -> str:
-    options = [f"({letter}) {option}" for letter, option in zip(LETTERS, sample["options"])]
+    options = [f"({letter}) {option}" for letter, option in zip(LETTERS, option_texts(sample))]
     return (f'Answer the question: "{sample["question"].strip()}" according to the content of the video. Select the answer '
             f"from :{options}.{ask(think, rest, before=' ')}")
 

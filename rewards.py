@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
 from lib.captions import Judge, told, words_judge
-from lib.samples import LETTERS, entry_of, field_problem, value_problem
+from lib.samples import LETTERS, entry_of, field_problem, option_texts, value_problem
 
 Span = tuple[float, float]  # start, end in seconds
 Box = Sequence[float]  # x0, y0, x1, y1, normalised to [0, 1]
@@ -145,7 +145,7 @@ TIME = r"(?:[0-9]++(?::[0-5][0-9]){0,2}(?:\.[0-9]*+)?|\.[0-9]++)(?:e[-+]?[0-9]++
 PAIR = re.compile(rf"""
     (?: (?<![\w.-]) (?<![0-9]:) (-?)    # a number begins here, not in the middle of a word, a number or 1:75; a minus
       | (?<=\w-) )                      # is its sign, unless it follows a word or number as the one in 12.0-18.0 does
-    (?= ({TIME}) \s*+ (?:seconds?|s)? \s*+ (?:to|and|-) \s*+ (-?) ({TIME})
+    (?= ({TIME}) \s*+ (?:seconds?|s)? \s*+ (to|and|-) \s*+ (-?) ({TIME})
         (?:seconds?|s)? (?! \w | [.:]?[0-9] ) )     # nor may the second number end in the middle of one
     """, re.IGNORECASE | re.VERBOSE)
 
@@ -153,7 +153,8 @@ PAIR = re.compile(rf"""
 def parse_interval(text: str) -> tuple[Span | None, str]:
     """Seconds (start, end) from `12.54 to 17.83` or `{"start_time": "12.54", "end_time": "17.83"}`.
 
-    Of several pairs the last one counts. Reasons: bad_interval (none, or not finite), reversed_interval.
+    Of several pairs the last one counts, unless it shares a time with the one before it: "5 to 10 to 20" may mean either.
+    Reasons: bad_interval (none, or not finite), reversed_interval.
 
     >>> parse_interval("The event lasts from 0:05 to 12.5 seconds.")
     ((5.0, 12.5), 'ok')
@@ -162,16 +163,24 @@ def parse_interval(text: str) -> tuple[Span | None, str]:
     """
     span = json_interval(text)
     if span is None:
-        pair = None
+        before, pair = None, None
         # The pattern looks ahead without consuming, so pairs may share a number: "event 1 - 12 to 18" ends in 12 to 18.
-        for pair in PAIR.finditer(text.replace("–", "-").replace("−", "-")):  # en dash, and the true minus sign
-            pass
-        if pair is None:
+        text = text.replace("–", "-").replace("−", "-")  # en dash, and the true minus sign
+        for match in PAIR.finditer(text):
+            if not is_cut_at_commas(text, match):
+                before, pair = pair, match
+        if pair is None or (before and before.start(5) == pair.start(2) and before[3].lower() == pair[3].lower() != "-"):
             return None, "bad_interval"
-        span = seconds(pair[1], pair[2]), seconds(pair[3], pair[4])
+        span = seconds(pair[1], pair[2]), seconds(pair[4], pair[5])
     if not all(map(math.isfinite, span)):
         return None, "bad_interval"
     return (span, "ok") if span[0] <= span[1] else (None, "reversed_interval")
+
+
+def is_cut_at_commas(text: str, pair: re.Match) -> bool:
+    """Whether commas stand inside both of its numbers: of "12,54 to 97,83" nobody has said "54 to 97"."""
+    return bool(re.search(r"[0-9],\Z", text[max(pair.start(2) - 2, 0):pair.start(2)])
+                and re.match(r",[0-9]", text[pair.end(5):pair.end(5) + 2]))
 
 
 def seconds(sign: str | None, time: str) -> float:
@@ -271,26 +280,33 @@ def parse_boxes(text: str) -> tuple[list[list[float]] | None, str]:
 
 # A capital that stands alone: "(C)", "C:", not the one in "Dancing", "C3", "A-frame" or "D's".
 LETTER = re.compile(r"(?<!\w)(?<!\w[-'’])[A-Z](?!\w|[-'’]\w)")
-LOWER_CASE = re.compile(r"[a-z](?!\w|[-'’]\w)")
+ONE_LETTER = re.compile(r"[\W_]*+([A-Za-z])[\W_]*+")  # the whole answer
+LOWER_CASE = re.compile(r"[a-z](?=\s*[])]|[.:](?!\w))")  # with its bracket, dot or colon: "c)", not the one in "a boy"
 NO_WORD = re.compile(r"\W*+")
-ARTICLE = re.compile(r"A\s++(?!(?:and|or)\b)[^\W\d_]{2}")  # "A man", but neither "A or B" nor "A."
+NEXT_WORD = re.compile(r"\s++([^\W_]++)")
+AFTER_LETTER_A = {"and", "or", "is", "because", "since", "as"}  # "A or B", "A is right"
 
 
 def parse_letter(text: str, options: Sequence[str]) -> tuple[str | None, str]:
     """The one offered letter that the text names, as a capital. Reasons: bad_choice (none), two_letters.
 
-    The text of an option may hold capitals of its own ("A red ball", "Plan B"); they are no choices. At the very
-    start of the answer a letter is the choice, whatever follows, and may be lower case there.
+    An answer that is the text of one option counts as that option. Apart from that a text may hold capitals of its own:
+    "A" before a word is an article ("A red ball"), and what is quoted of an option's text ("Plan B") is no choice either,
+    but behind the letter itself, or where the answer begins.
 
     >>> options = ["a dog", "A red ball", "unwrap it"]
-    >>> [parse_letter(text, options)[0] for text in ("c", "Answer: (C) unwrap it", "I think it is C", "B. A red ball")]
+    >>> [parse_letter(text, options)[0] for text in ("c", "Answer: (C) unwrap it", "I think it is C", "a red ball")]
     ['C', 'C', 'C', 'B']
-    >>> [parse_letter(text, options)[1] for text in ("Dancing", "F", "A or C")]
-    ['bad_choice', 'bad_choice', 'two_letters']
+    >>> [parse_letter(text, options)[1] for text in ("Dancing", "F", "A or C", "A young boy opens it.")]
+    ['bad_choice', 'bad_choice', 'two_letters', 'bad_choice']
     """
-    offered = LETTERS[:len(options)]
+    offered, options = LETTERS[:len(options)], [option.strip() for option in options]
+    if letter := ONE_LETTER.fullmatch(text):
+        return (letter[1].upper(), "ok") if letter[1].upper() in offered else (None, "bad_choice")
+    if said := [letter for letter, option in zip(offered, options) if option.lower() == text.strip().lower()]:
+        return (said[0], "ok") if len(said) == 1 else (None, "two_letters")
     # An option of one word could be a letter itself: some questions ask which letter was written.
-    phrases = [option.strip() for option in options if len(option.split()) > 1]
+    phrases = [option for option in options if len(option.split()) > 1]
     start = NO_WORD.match(text).end()
     if LOWER_CASE.match(text, start):
         text = text[:start] + text[start].upper() + text[start + 1:]
@@ -298,12 +314,12 @@ def parse_letter(text: str, options: Sequence[str]) -> tuple[str | None, str]:
     while match := LETTER.search(text, position):
         letter, position = match[0], match.end()
         quoted = match.start() > start and any(stands_at(text, match.start(), phrase) for phrase in phrases)
-        if letter not in offered or quoted:  # quoted: the article in "It is A red ball"
+        if letter not in offered or quoted or is_article(text, match, options[0]):
             continue
         found.add(letter)
         if len(found) > 1:
             return None, "two_letters"
-        position = after_option_text(text, position, options[offered.index(letter)].strip())
+        position = after_option_text(text, position, options[offered.index(letter)])
     return (found.pop(), "ok") if found else (None, "bad_choice")
 
 
@@ -311,13 +327,20 @@ def stands_at(text: str, position: int, phrase: str) -> bool:
     return text[position:position + len(phrase)].lower() == phrase.lower()
 
 
+def is_article(text: str, letter: re.Match, first_option: str) -> bool:
+    """Whether an "A" belongs to the word behind it: "A boy", but neither "A or B" nor "A unwrap it" of an option A that
+    begins with "unwrap". A single letter is no word: "A C" are two choices."""
+    word = NEXT_WORD.match(text, letter.end()) if letter[0] == "A" else None
+    if word is None or (len(word[1]) == 1 and word[1].isalpha()):
+        return False
+    first = re.search(r"[^\W_]+", first_option)
+    return word[1].lower() not in AFTER_LETTER_A | ({first[0].lower()} if first else set())
+
+
 def after_option_text(text: str, position: int, option: str) -> int:
-    """Where to read on after a letter: behind its option's text if that follows, else behind an article."""
+    """Where to read on after a letter: behind its option's text if that follows."""
     begin = NO_WORD.match(text, position).end()
-    if stands_at(text, begin, option):
-        return begin + len(option)
-    # A model may paraphrase the option: "(C) A man opens it" is C, although nothing in it is quoted.
-    return begin + 1 if ARTICLE.match(text, begin) else position
+    return begin + len(option) if stands_at(text, begin, option) else position
 
 
 def parse_label(text: str) -> tuple[str | None, str]:
@@ -374,7 +397,7 @@ class Block(NamedTuple):
 
 INTERVAL = Block(lambda text, sample: parse_interval(text), {
     "bad_interval": "the answer names no start and end", "reversed_interval": "an interval ends before it starts"})
-CHOICE = Block(lambda text, sample: parse_letter(text, sample["options"]), {
+CHOICE = Block(lambda text, sample: parse_letter(text, option_texts(sample)), {
     "bad_choice": "the answer names none of the letters offered", "two_letters": "the answer names two letters"})
 WINDOWS = Block(lambda text, sample: parse_windows(text), {
     "bad_glue": "the <glue> block is no list of (start, end)", "reversed_interval": "an interval ends before it starts"},

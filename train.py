@@ -39,16 +39,18 @@ from grpo import Group, Loss, accumulate_gradients, grpo_loss, rollout
 from lib import hf_folder, hub, lora, memory, toy
 from lib.answers import SamplingSettings, claim, fingerprint, read_asked, write_lines
 from lib.distributed import World, clip_gradients, start, stop, sum_gradients
-from lib.flags import fill, flag, given_flags, make_parser, settings_of_the_run
+from lib.flags import (COUNT, FRAME_RATE, FRAMES, PIXELS, SEED, SHARE, TOKENS, WORKERS, fill, flag, given_flags, make_parser,
+                       range_problem, settings_of_the_run)
 from lib.judge import load_judge
 from lib.loader import VideoLoader
 from lib.progress import Progress, work_of_stages
 from lib.questions import Questions, number_of_steps, sampling_seed, with_style
 from lib.run import Run, write_json
-from lib.samples import TASKS, load_samples
+from lib.samples import TASKS, load_samples, unread_keys
 from lib.selection import report_text, select
 from lib.sharding import Sharding, worth_sharding
 from lib.tables import print_table
+from lib.terminal import errors_in_one_sentence, printable
 from model import VideoLM
 
 # --- settings ---------------------------------------------------------------------------------------------------------
@@ -69,48 +71,52 @@ class Config:
     eval_data: list[str] = papers((), "held-out samples, likewise; without them nothing is evaluated")
     tasks: list[str] = papers(("grounding", "qa", "gqa"), "only these tasks", with_model=tuple(TASKS),
                               choices=tuple(TASKS))
-    seed: int = papers(0, "decides order, sampling and, in the synthetic run, clips and weights")
+    seed: int = papers(0, "decides order, sampling and, in the synthetic run, clips and weights", within=SEED)
     # what the model sees and is asked
     prompt: str = papers("think", "with thought, without, or Temporal-R1's JSON", choices=STYLES)
     reward: str = papers("sum", "sum of the parts; half task and half format; or format and one half of the dual reward",
                          choices=rewards.MIXES)
     judge: str = papers("", "causal LM that says which events a caption tells; without it word rules do")
-    fps: float = papers(2.0, "frames looked at, for each second of video")
-    max_frames: int = papers(768, "most frames of one video")
-    total_pixels: int = papers(3584 * 784, "pixel budget of a whole video; 784 pixels of two frames make a token")
-    min_pixels: int = papers(4 * 784, "least pixels of a frame", with_model=16 * 784)
-    max_prompt_tokens: int = papers(16384, "a longer prompt is an error, never cut")
+    fps: float = papers(2.0, "frames looked at, for each second of video", within=FRAME_RATE)
+    max_frames: int = papers(768, "most frames of one video", within=FRAMES)
+    total_pixels: int = papers(3584 * 784, "pixel budget of a whole video; 784 pixels of two frames make a token",
+                               within=PIXELS)
+    min_pixels: int = papers(4 * 784, "least pixels of a frame", with_model=16 * 784, within=PIXELS)
+    max_prompt_tokens: int = papers(16384, "a longer prompt is an error, never cut", within=TOKENS)
     # GRPO
-    steps: int = papers(120, "GRPO steps; -1: once through the (selected) data, -3: three times", with_model=FULL_PASS)
-    questions: int = papers(16, "questions a step, over all ranks", with_model=8)
-    group_size: int = papers(8, "completions of each question (G)")
-    max_new_tokens: int = papers(64, "longest completion, in tokens", with_model=1024)
-    temperature: float = papers(1.0, "of sampling and of scoring")
-    lr: float = papers(4e-4, "peak learning rate", with_model=1e-6)
+    steps: int = papers(120, "GRPO steps; -1: once through the (selected) data, -3: three times", with_model=FULL_PASS,
+                        within=(-1000, 10**7))
+    questions: int = papers(16, "questions a step, over all ranks", with_model=8, within=COUNT)
+    group_size: int = papers(8, "completions of each question (G)", within=(1, 10_000))
+    max_new_tokens: int = papers(64, "longest completion, in tokens", with_model=1024, within=TOKENS)
+    temperature: float = papers(1.0, "of sampling and of scoring; evaluation is greedy anyway", within=(0.01, 100))
+    lr: float = papers(4e-4, "peak learning rate", with_model=1e-6, within=(0, 1))
     lr_schedule: str = papers("linear", "after the warm-up: fall linearly to 0, or stay", choices=("linear", "constant"))
-    warmup_steps: int = papers(20, "steps in which the rate rises from 0, here and in the warm start", with_model=0)
-    weight_decay: float = papers(0.0, "of AdamW")
-    beta: float = papers(0.01, "weight of the KL to the reference; 0 loads no reference", with_model=0.04)
-    entropy_bonus: float = papers(0.0, "reward for an undecided next token, in loss per nat; Temporal-R1's code has 0.001")
+    warmup_steps: int = papers(20, "steps in which the rate rises from 0, here and in the warm start", with_model=0,
+                               within=(0, 10**7))
+    weight_decay: float = papers(0.0, "of AdamW", within=(0, 1))
+    beta: float = papers(0.01, "weight of the KL to the reference; 0 loads no reference", with_model=0.04, within=(0, 100))
+    entropy_bonus: float = papers(0.0, "reward for an undecided next token, in loss per nat; Temporal-R1's code has 0.001",
+                                  within=(0, 10))
     loss_norm: str = papers("sequence", "mean over each completion's tokens first, or over all tokens at once",
                             choices=("sequence", "token"))
     adv_scale: str = papers("group", "divide advantages by the group's standard deviation, or not", choices=("group", "none"))
-    clip_low: float = papers(0.2, "the ratio to the old policy is clipped at 1 - this")
-    clip_high: float = papers(0.2, "... and at 1 + this")
-    inner_steps: int = papers(1, "optimiser steps on the same completions; with 1 nothing is ever clipped")
-    resample: int = papers(0, "rounds in which groups without spread are replaced by further questions")
+    clip_low: float = papers(0.2, "the ratio to the old policy is clipped at 1 - this", within=SHARE)
+    clip_high: float = papers(0.2, "... and at 1 + this", within=(0, 100))
+    inner_steps: int = papers(1, "optimiser steps on the same completions; with 1 nothing is ever clipped", within=(1, 1000))
+    resample: int = papers(0, "rounds in which groups without spread are replaced by further questions", within=(0, 1000))
     keep_dead_groups: bool = papers(False, "pay for the KL of groups without spread too, as both papers do")
     freeze_vision: bool = papers(False, "train the language model only")
     # warm start
     sft_steps: int = papers(400, "steps of supervised fine-tuning before GRPO; -1: once through the data, -3: three times",
-                            with_model=0)
-    sft_questions: int = papers(16, "questions a step in it, over all ranks", with_model=8)
-    sft_lr: float = papers(2e-3, "its peak learning rate; falls linearly", with_model=2e-5)
+                            with_model=0, within=(-1000, 10**7))
+    sft_questions: int = papers(16, "questions a step in it, over all ranks", with_model=8, within=COUNT)
+    sft_lr: float = papers(2e-3, "its peak learning rate; falls linearly", with_model=2e-5, within=(0, 1))
     # selection
     select_k: int = papers(4, "answers to every training question for variance-aware selection; 0: train on all",
-                           with_model=0)
-    select_min_std: float = papers(0.1, "least spread of the task score (grounding, gqa, tracking, captioning)")
-    select_min_mean: float = papers(0.1, "least mean of it")
+                           with_model=0, within=(0, 10_000))
+    select_min_std: float = papers(0.1, "least spread of the task score (grounding, gqa, tracking, captioning)", within=SHARE)
+    select_min_mean: float = papers(0.1, "least mean of it", within=SHARE)
 
     # your machine
     out: str = machine("runs/toy", "folder of the run", with_model="runs/run")
@@ -119,34 +125,38 @@ class Config:
     overwrite: bool = machine(False, "delete the run that --out holds")
     dry_run: bool = machine(False, "one step on the longest prompts, with completions of full length: print peak memory "
                                    "and the time of the whole run, and leave nothing behind")
-    eval_every: int = machine(0, "GRPO steps between evaluations on the way; the best model is kept in best/")
-    save_every: int = machine(100, "steps between checkpoints, of which two stay", with_model=50)
+    eval_every: int = machine(0, "GRPO steps between evaluations on the way; the best model is kept in best/",
+                              within=(0, 10**7))
+    save_every: int = machine(100, "steps between checkpoints, of which two stay", with_model=50, within=(1, 10**7))
     save_dtype: str = machine("float32", "of the weights in best/ and final/: bfloat16, half as large and what a GPU "
                                          "computes in, or float32, as they were trained (so too with --lora_rank)",
                               with_model="bfloat16", choices=("bfloat16", "float32"))
     push_to_hub: str = machine("", "NAME or OWNER/NAME on the Hugging Face hub: final/ is uploaded there at the end; a new "
                                    "repository is private")
     lora_rank: int = machine(0, "rank of adapters that are trained in place of the model, which is frozen, vision tower "
-                                "included, and kept in bfloat16 on a GPU; 0: train the model itself")
-    lora_alpha: float = machine(32.0, "their output is multiplied by this / rank")
+                                "included, and kept in bfloat16 on a GPU; 0: train the model itself", within=(0, 1024))
+    lora_alpha: float = machine(32.0, "their output is multiplied by this / rank", within=(0.01, 10_000))
     shard: str = machine("auto", "deal weights, gradients and optimiser out over the processes (FSDP2); auto: on several "
                                  "GPUs, when 18 bytes a parameter are more than half of the memory of one, and without LoRA",
                          choices=("auto", "on", "off"))
     offload: bool = machine(False, "shard, and keep the shards of policy, optimiser and reference in CPU memory")
     gradient_checkpointing: bool = machine(False, "recompute activations backward: less memory, more time", with_model=True)
-    pack_tokens: int = machine(8192, "questions share a pass through the model up to this many tokens", with_model=1)
+    pack_tokens: int = machine(8192, "questions share a pass through the model up to this many tokens", with_model=1,
+                               within=TOKENS)
     compile: bool = machine(False, "sample with one decoder layer compiled by torch.compile: faster steps, after a minute of "
                                    "compiling (a GPU and its compiler; not with --shard)")
-    num_workers: int = machine(2, "processes that decode videos ahead; 0 decodes in this one", with_model=4)
+    num_workers: int = machine(2, "processes that decode videos ahead; 0 decodes in this one", with_model=4, within=WORKERS)
     frame_cache: str = machine("", "folder that keeps decoded clips for later epochs and runs; several processes may share it")
-    frame_cache_gb: float = machine(50.0, "its size, in 10^9 bytes; clips that were not used for longest leave")
+    frame_cache_gb: float = machine(50.0, "its size, in 10^9 bytes; clips that were not used for longest leave; "
+                                          "without --frame_cache nothing is kept",
+                                    within=(0.01, 10**6))
     wait_minutes: float = machine(60.0, "a process that is in one phase of a step for longer ends the run, and says who is "
-                                        "where")
+                                        "where", within=(0.01, 100_000))
     device: str = machine("auto", "auto takes CUDA, then MPS, then the CPU")
 
     # the synthetic task
-    toy_train: int = synthetic(600, "training clips")
-    toy_eval: int = synthetic(200, "held-out clips")
+    toy_train: int = synthetic(600, "training clips", within=COUNT)
+    toy_eval: int = synthetic(200, "held-out clips", within=COUNT)
 
 MAX_GRAD_NORM = 1.0  # longer gradients are shortened to this, in both papers' trainers by default
 
@@ -178,13 +188,12 @@ FIXED = ("model", "train_data", "tasks", "seed", "toy_train", "toy_eval", "promp
 
 def find_problem(config: Config) -> str | None:
     """What is wrong with the settings, in words that name the flag and the remedy."""
+    if problem := range_problem(config):
+        return problem
     if config.model and not config.train_data:
         return "--model needs --train_data (samples as jsonl; python data.py convert makes them)"
     if config.eval_data and not config.train_data:
         return "--eval_data needs --train_data; to evaluate alone, use eval.py"
-    for name in ("questions", "sft_questions", "group_size", "max_new_tokens", "inner_steps", "pack_tokens", "save_every"):
-        if getattr(config, name) < 1:
-            return f"--{name} is {getattr(config, name)}; it must be at least 1"
     if config.steps and config.group_size < 2:
         return "--group_size is 1: a completion without siblings has no advantage; take 2 or more"
     if config.select_k == 1:
@@ -195,23 +204,15 @@ def find_problem(config: Config) -> str | None:
         return "--offload keeps shards on the CPU; with --shard off there are none"
     if config.compile and (config.shard == "on" or config.offload):
         return "--compile compiles layers that are whole: leave it out, or --shard on and --offload"
-    if config.wait_minutes <= 0:
-        return f"--wait_minutes is {config.wait_minutes}; it must be more than 0"
     sources = (config.model, *config.train_data, *config.eval_data)
     if config.overwrite and any(is_inside(path, config.out) for path in sources):
         return f"--overwrite would delete the model or the data: they lie in --out {config.out}"
-    if config.lora_rank < 0 or config.lora_alpha <= 0:
-        return f"--lora_rank {config.lora_rank} --lora_alpha {config.lora_alpha}: a rank is 0 (off) or more, alpha over 0"
     if config.lora_rank and not config.freeze_vision:
         return "--lora_rank freezes the vision tower: leave --no-freeze_vision out, or train all of it (--lora_rank 0)"
     if config.lora_rank and (config.shard == "on" or config.offload):
         return "--lora_rank leaves little to shard: every GPU holds the frozen model; leave --shard on and --offload out"
-    if config.frame_cache and config.frame_cache_gb <= 0:
-        return f"--frame_cache_gb is {config.frame_cache_gb}; leave --frame_cache out to keep nothing on the disk"
     if config.push_to_hub and (problem := hub.find_problem(config.push_to_hub)):
         return f"--push_to_hub {config.push_to_hub}: {problem}"
-    if config.temperature <= 0:
-        return f"--temperature is {config.temperature}; sampling needs more than 0 (evaluation is greedy anyway)"
     return None
 
 
@@ -619,6 +620,8 @@ def carry_out(config: Config, world: World) -> None:
         # Whether a thought is asked for is part of the sample from here on: prompt and format reward must agree.
         train = with_style(load_samples(train_data, root, config.tasks, config.seed), config.prompt)
         held_out = with_style(load_samples(eval_data, root, config.tasks), config.prompt) if eval_data else []
+        if world.is_first:
+            print("".join(f"{line}\n" for line in unread_keys(train + held_out)), end="")
         run.progress = Progress(work_of_stages(config, len(train), len(held_out)), world.is_first)
         run.count_samples(train, held_out)
         if config.dry_run:
@@ -651,14 +654,13 @@ def finish(run: Run, held_out: list[dict]) -> None:
         sample = next(sample for sample in held_out if sample["id"] == prediction["id"])
         known = {name: value for name, value in sample.items() if name not in ("target", "think")}
         truth = target_text(known, "answer")  # of a thought there is no truth
-        print(f"\n{sample['task']}: {sample['question']}\n  said     {prediction['completions'][0]}\n  expected {truth}")
+        question, said, truth = map(printable, (sample["question"], prediction["completions"][0], truth))
+        print(f"\n{sample['task']}: {question}\n  said     {said}\n  expected {truth}")
     print(f"\n{run.out}/summary.json, {run.out}/final; {run.seconds['total']:.0f} s in all")
     columns = {"before": summary["before"], "after SFT": summary["after_sft"], "after GRPO": summary["after"], **baselines}
     print_table(METRICS, {name: column for name, column in columns.items() if column}, f"{len(held_out)} held-out samples")
 
 
 if __name__ == "__main__":
-    try:
+    with errors_in_one_sentence():
         main()
-    except (ValueError, OSError) as error:  # a wrong file or value, named in the message
-        raise SystemExit(f"error: {error}") from error

@@ -141,6 +141,10 @@ def start(device: str = "auto", wait_minutes: float = 60) -> World:
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if device not in ("cpu", "cuda", "mps"):
         raise ValueError(f"--device {device}: it is auto, cuda, mps or cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: PyTorch sees no CUDA GPU here; leave it out, or take --device cpu")
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("--device mps: PyTorch sees no Apple GPU here; leave it out, or take --device cpu")
     if device == "cuda":
         device = f"cuda:{int(os.environ.get('LOCAL_RANK', 0))}"
         torch.cuda.set_device(device)

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from data import Clip, Prompt, prepare, prompt_wants_thought
 from lib.distributed import World
 from lib.readers import VideoError
+from lib.terminal import printable
 
 
 def load_prompts(model, loader, samples: list[dict], style: str, max_prompt_tokens: int | None = None,
@@ -107,6 +108,6 @@ class Questions:
         prompts, problems = load_prompts(self.model, self.loader, [sample for _, sample in mine], self.style,
                                          self.max_prompt_tokens)
         for problem in problems.values():
-            tqdm.write(f"unreadable, left out: {problem}")
+            tqdm.write(f"unreadable, left out: {printable(problem)}")
         readable = [(prompt, place) for prompt, (place, _) in zip(prompts, mine) if prompt is not None]
         return Batch([prompt for prompt, _ in readable], [place for _, place in readable], len(mine) - len(readable))

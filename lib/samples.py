@@ -5,12 +5,14 @@ once more where it is scored (rewards.py), because samples also come from Python
 written (tools/convert.py). Pure Python, so that rewards.py can be imported where nobody wants to load torch.
 """
 
+import difflib
 import json
+import os
 import random
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -19,6 +21,8 @@ from lib.files import write_whole
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 NUM_BOXES = 8  # of a tracking sample, as in VideoChat-R1
+MOST = 10_000_000  # seconds or frames of a video; larger numbers are a mistake, and overflow in timers and decoders
+DEEPEST = 20  # brackets in brackets of a line; what walks through a value must not exhaust the stack
 Entry = TypeVar("Entry")  # what a dict by task holds
 
 # ---- what a sample is -----------------------------------------------------------------------------------------------
@@ -31,6 +35,14 @@ def is_number(value: object) -> bool:
 
 def _is_text(value: object) -> bool:
     return isinstance(value, str) and bool(value.strip())
+
+
+def _is_path(value: object) -> bool:
+    """A system call refuses a NUL, and names that are longer: with an error that stops a run and names no line."""
+    if not _is_text(value) or "\0" in value:
+        return False
+    parts = value.encode("utf-8", "replace").split(os.sep.encode())
+    return max(map(len, parts)) <= 255 and sum(map(len, parts)) + len(parts) <= 2000  # the root comes in front of it
 
 
 def _is_list(value: object, length: int | None = None) -> bool:
@@ -78,6 +90,7 @@ def _no_part(sample: dict) -> str | None:
 OPTIONS = Field(lambda value: _is_list(value) and len(value) <= len(LETTERS)
                 and all(isinstance(option, str) for option in value), "a list of 1 to 26 strings without letters")
 SPANS = Field(lambda value: _are_rows(value, 2), "a list of [start, end] in seconds")
+VIDEO = Field(_is_path, "the path of a video or of a folder of frames")
 BOXES = Field(lambda value: _are_rows(value, 4) and len(value) == NUM_BOXES, "a list of 8 [x0, y0, x1, y1]")
 EVENTS = Field(lambda value: _is_list(value)
                and all(isinstance(event, str) and any(map(str.isalnum, event)) for event in value),
@@ -87,12 +100,12 @@ EVENTS = Field(lambda value: _is_list(value)
 # task, and a task has an entry in each: TASKS here, TEXTS in data.py (how it is asked), REWARDS in rewards.py (what a
 # completion is worth), REPORTS in eval.py (what is reported). docs/your-own.md adds a task to them, step by step.
 TASKS = {
-    "grounding": {"spans": SPANS._replace(misfit=_not_one_span)},
-    "qa": {"options": OPTIONS, "answer": Field(_is_text, "a string", _not_offered)},
-    "gqa": {"options": OPTIONS, "answer": Field(_is_text, "a string", _not_offered), "spans": SPANS},
-    "tracking": {"boxes": BOXES},
-    "classification": {"options": OPTIONS, "answer": Field(_is_text, "a string", _no_label)},
-    "captioning": {"events": EVENTS},
+    "grounding": {"video": VIDEO, "spans": SPANS._replace(misfit=_not_one_span)},
+    "qa": {"options": OPTIONS, "answer": Field(_is_text, "a string", _not_offered)},  # without a video it is text only
+    "gqa": {"video": VIDEO, "options": OPTIONS, "answer": Field(_is_text, "a string", _not_offered), "spans": SPANS},
+    "tracking": {"video": VIDEO, "boxes": BOXES},
+    "classification": {"video": VIDEO, "options": OPTIONS, "answer": Field(_is_text, "a string", _no_label)},
+    "captioning": {"video": VIDEO, "events": EVENTS},
 }
 
 # What a field has to be in a sample of any task. The fields of TASKS are among them, each by itself: `spans` of a qa sample
@@ -100,18 +113,20 @@ TASKS = {
 FIELDS = {
     "id": Field(_is_text, "a string"),
     "task": Field(lambda value: isinstance(value, str) and value in TASKS, f"one of {', '.join(TASKS)}"),
-    "video": Field(_is_text, "a path; leave it out for a text-only sample"),
     "question": Field(_is_text, "a string"),
     **{field: Field(rule.is_right, rule.wanted) for fields in TASKS.values() for field, rule in fields.items()},
-    "frames": Field(lambda value: _is_list(value, NUM_BOXES) and all(type(i) is int and i >= 0 for i in value),
-                    "a list of 8 frame numbers from 0"),
-    "duration": Field(lambda value: is_number(value) and value > 0, "seconds above 0; leave it out if unknown"),
-    "fps": Field(lambda value: is_number(value) and value > 0, "frames a second above 0"),
+    "frames": Field(lambda value: _is_list(value, NUM_BOXES) and all(type(i) is int and 0 <= i <= MOST for i in value),
+                    f"a list of 8 frame numbers from 0 to {MOST}"),
+    "duration": Field(lambda value: is_number(value) and 0 < value <= MOST,
+                      f"seconds above 0, at most {MOST}; leave it out if unknown"),
+    "fps": Field(lambda value: is_number(value) and 0.001 <= value <= 10_000, "frames a second from 0.001 to 10000"),
     "think": Field(lambda value: isinstance(value, bool), "true or false"),
     "target": Field(lambda value: isinstance(value, str), "a string"),
-    "start": Field(lambda value: is_number(value) and value >= 0, "seconds from 0"),
-    "end": Field(lambda value: is_number(value) and value > 0, "seconds above 0", _no_part),
+    "start": Field(lambda value: is_number(value) and 0 <= value <= MOST, f"seconds from 0 to {MOST}"),
+    "end": Field(lambda value: is_number(value) and 0 < value <= MOST, f"seconds above 0, at most {MOST}", _no_part),
 }
+# Passed on by tools/convert.py for evaluation by category; nothing else reads them.
+EXTRA_FIELDS = ("category", "domain", "task_type", "reasoning")
 
 
 def entry_of(entries: dict[str, Entry], task: str, place: str) -> Entry:
@@ -129,10 +144,13 @@ def rule_of(sample: dict, field: str) -> Field:
 def find_problem(sample: object) -> str | None:
     """What is wrong with a sample, in words that name field, value and remedy; None if it is sound."""
     if not isinstance(sample, dict):
-        return f"{str(sample)[:60]!r} is not a JSON object; write one object a line"
+        return f"{shown(sample)} is not a JSON object; write one object a line"
     given = [field for field in FIELDS if field in sample]
     needed = ["id", "task", "question", *TASKS.get(str(sample.get("task")), {})]
-    problems = chain((value_problem(sample, field) for field in given + needed), (_misfit(sample, field) for field in given))
+    problems = chain((text_problem(sample, field) for field in sample),
+                     (value_problem(sample, field) for field in given + needed),
+                     [_mistaken_for_text_only(sample)],
+                     (_misfit(sample, field) for field in given))
     return next((problem for problem in problems if problem), None)
 
 
@@ -145,15 +163,109 @@ def value_problem(sample: dict, field: str) -> str | None:
     """What is wrong with one field by itself."""
     rule = rule_of(sample, field)
     if field not in sample:
-        return f"field {field!r} is missing; it must be {rule.wanted}"
+        other = next((key for key in sample if key not in FIELDS and resembled(key) == field), None)
+        hint = "" if other is None else f"; rename {other!r}, if that is it"
+        return f"field {field!r} is missing; it must be {rule.wanted}{hint}"
     if not rule.is_right(sample[field]):
-        return f"field {field!r} is {str(sample[field])[:80]!r}; it must be {rule.wanted}"
+        return f"field {field!r} is {shown(sample[field])}; it must be {rule.wanted}"
     return None
 
 
 def _misfit(sample: dict, field: str) -> str | None:
     """Why a field whose value alone is right does not fit the others."""
     return rule_of(sample, field).misfit(sample)
+
+
+def _mistaken_for_text_only(sample: dict) -> str | None:
+    """A sample that may do without a video, and has something under a key that looks like one: nobody would see it."""
+    other = next((key for key in sample if key not in FIELDS and resembled(key) == "video"), None)
+    if "video" in sample or other is None:
+        return None
+    return (f"field 'video' is missing, and {other!r} is not read; rename it to 'video', or take it out of a sample "
+            "that is text only")
+
+
+def text_problem(sample: dict, field: str) -> str | None:
+    """Half of a surrogate pair (an emoji that was cut in two) is no text: a tokenizer dies of it. Known field or not,
+    for names are printed and lines are written, too."""
+    todo = [field, sample[field]]
+    while todo:
+        value = todo.pop()
+        if isinstance(value, dict):
+            todo += [*value.keys(), *value.values()]
+        elif isinstance(value, (list, tuple)):
+            todo += value
+        elif isinstance(value, str) and (half := re.search("[\ud800-\udfff]", value)):
+            return (f"field {field!r} holds half of a character ({half[0]!r} at place {half.start()} of "
+                    f"{shown(value)}); write the whole character, or leave it out")
+    return None
+
+
+def shown(value: object) -> str:
+    """A value for a message: as Python writes it, so that 8 and '8' differ and no control character acts; shortened."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of more than 4,300 digits
+        text = "a number of thousands of digits"
+    return text if len(text) <= 80 else text[:80] + "..."
+
+
+def option_texts(sample: dict) -> list[str]:
+    """The options without letters of their own, where all of them carry one and in order: a prompt gives them theirs.
+
+    >>> option_texts({"options": ["A. a lamp", "(B) a fan"]}), option_texts({"options": ["A. Smith", "C. Jones"]})
+    (['a lamp', 'a fan'], ['A. Smith', 'C. Jones'])
+    """
+    options = list(sample["options"])
+    matches = [re.match(r"\s*(?:\(([A-Z])\)\s*|([A-Z])[.):]\s+)(?=\S)", option) for option in options]
+    if len(options) > 1 and all(matches) and [m[1] or m[2] for m in matches] == list(LETTERS[:len(options)]):
+        return [option[match.end():] for option, match in zip(options, matches)]
+    return options
+
+
+# ---- keys that nobody reads -----------------------------------------------------------------------------------------
+
+# Words that stand in keys of other people's data for what is called otherwise here.
+VIDEO_WORDS = ("video", "vid", "path", "clip", "image", "img", "picture", "photo", "movie", "media", "file", "mp4", "url")
+OTHER_WORDS = {"query": "question", "prompt": "question", "choice": "options", "candidate": "options", "option": "options",
+               "label": "answer", "gt": "answer", "solution": "answer", "timestamp": "spans", "window": "spans",
+               "span": "spans", "box": "boxes", "bbox": "boxes", "begin": "start", "stop": "end", "length": "duration",
+               "event": "events", "uid": "id", "qid": "id"}
+
+
+def resembled(key: str) -> str | None:
+    """The field that an unknown key was meant for, as far as its words tell.
+
+    >>> [resembled(key) for key in ("Video", "video_path", "videos", "vidoe", "video_start", "Spans", "colour")]
+    ['video', 'video', 'video', 'video', 'start', 'spans', None]
+    """
+    words = [word.lower() for word in re.findall(r"[a-zA-Z][a-z]*\d*|[A-Z]+", key[:200])]
+    known = [_field_of(word) for word in ([key.lower()] if key.isupper() else words)]
+    if "video" in known and known[-1] in (None, "id"):  # video_path, video_id; but video_start is a start
+        return "video"
+    if found := [field for field in known if field]:
+        return found[-1]
+    return next(iter(difflib.get_close_matches(key.lower()[:30], FIELDS, 1, 0.75)), None)
+
+
+def _field_of(word: str) -> str | None:
+    singular = word if word in FIELDS else word.removesuffix("s")
+    if singular in FIELDS:
+        return singular
+    if singular in VIDEO_WORDS or word.startswith(("video", "image", "file", "clip")):
+        return "video"
+    return OTHER_WORDS.get(singular) or OTHER_WORDS.get(word.removesuffix("es"))
+
+
+def unread_keys(samples: list[dict]) -> list[str]:
+    """A line for each key that nothing reads, with the known one that it resembles."""
+    count = Counter(key for sample in samples for key in sample if key not in FIELDS and key not in EXTRA_FIELDS)
+    lines = []
+    for key, number in count.items():
+        field = resembled(key)
+        hint = f"; is it meant for {field!r}?" if field else ""
+        lines.append(f"unknown key {shown(key)} in {number} sample{'s' * (number > 1)} is not read{hint}")
+    return lines
 
 
 # ---- files of samples -----------------------------------------------------------------------------------------------
@@ -206,7 +318,9 @@ def take_part(samples: list[dict], take: str | None, rng: random.Random) -> list
         return samples
     if not take.endswith("%"):
         return samples[:int(take)]
-    count = min(round(len(samples) * float(take[:-1]) / 100), len(samples))
+    if float(take[:-1]) > 100:
+        raise ValueError(f"':{take}': a share is at most 100%, which is all samples; leave it out")
+    count = round(len(samples) * float(take[:-1]) / 100)
     return [samples[i] for i in sorted(rng.sample(range(len(samples)), count))]
 
 
@@ -223,23 +337,45 @@ def _make_ids_unique(files: list[Path], loaded: list[list[dict]]) -> None:
 
 def read_jsonl(file: str | Path) -> list[dict]:
     """The validated samples of one file as they stand in it. ValueError names the line, the field and the value."""
-    samples, line_of = [], {}
+    samples = []
+    for number, sample, problem in judged_lines(file):
+        if problem:
+            raise ValueError(f"{file}:{number}: {problem}")
+        samples.append(sample)
+    return samples
+
+
+def judged_lines(file: str | Path) -> Iterator[tuple[int, dict, str | None]]:
+    """(line number, sample, what is wrong with it or None) of the lines that are not blank, whatever stands in them. A line
+    without an object stands in as {"text": line}. Of two lines with one id the first is the sample."""
+    line_of = {}
     with open(file, "rb") as lines:  # bytes: text mode would also break lines at characters other than \n
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             try:
-                sample = json.loads(line)
-            except ValueError as error:  # no JSON, or no UTF-8
-                raise ValueError(f"{file}:{number}: not a JSON object ({error}); write one object a line") from error
-            if problem := find_problem(sample):
-                raise ValueError(f"{file}:{number}: {problem}")
-            if sample["id"] in line_of:
-                raise ValueError(f"{file}:{number}: field 'id': {sample['id']!r} is also the id of line "
-                                 f"{line_of[sample['id']]}; ids must be unique within a file")
-            line_of[sample["id"]] = number
-            samples.append(sample)
-    return samples
+                sample = parse_line(line)
+                problem = find_problem(sample)
+            except ValueError as error:
+                sample, problem = None, f"not a JSON object ({error}); write one object a line"
+            if not problem and (first := line_of.setdefault(sample["id"], number)) != number:
+                problem = (f"field 'id': {sample['id']!r} is also the id of line {first}; ids must be unique within a file")
+            yield number, sample if isinstance(sample, dict) else {"text": line.decode(errors="replace").strip()}, problem
+
+
+def parse_line(line: bytes) -> object:
+    """The value of a line of JSON. ValueError for everything that is none, or is nested deeper than a sample can be."""
+    try:
+        value = json.loads(line)
+    except RecursionError:
+        raise ValueError("brackets in brackets in brackets without end") from None
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [inner for outer in level if isinstance(outer, (list, dict))
+                 for inner in (outer.values() if isinstance(outer, dict) else outer)]
+    if level:
+        raise ValueError(f"brackets are nested more than {DEEPEST} deep")
+    return value
 
 
 def write_jsonl(file: Path, samples: list[dict], source: Path | None = None) -> None:
@@ -249,6 +385,15 @@ def write_jsonl(file: Path, samples: list[dict], source: Path | None = None) -> 
     # Half a surrogate pair is no UTF-8, but JSON may hold it as \ud83d, which is just how backslashreplace writes it.
     with write_whole(file) as partial, open(partial, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as lines:
         for sample in samples:
-            if moved and "video" in sample and (video := source.parent.resolve() / sample["video"]).exists():
+            if moved and (video := _video_beside(source, sample)):
                 sample = {**sample, "video": str(video)}
             lines.write(json.dumps(sample, ensure_ascii=False) + "\n")
+
+
+def _video_beside(source: Path, sample: dict) -> Path | None:
+    """The sample's video if it lies beside `source`. Of a bad sample anything may stand there."""
+    try:
+        video = source.parent.resolve() / sample["video"] if _is_path(sample.get("video")) else None
+        return video if video and video.exists() else None
+    except OSError:  # a folder without permission
+        return None

@@ -5,6 +5,7 @@ here, and everything that is printed is in metrics.json as well.
 """
 
 from lib import published
+from lib.terminal import printable
 from rewards import WHY_UNREADABLE
 
 
@@ -45,7 +46,7 @@ def print_rows(title: str, names: list[str], rows: list[tuple[str, dict, str]]) 
 def print_categories(order: tuple[str, ...], tables: dict[str, dict]) -> None:
     for task, table in tables.items():
         names = [name for name in order if any(name in row for row in table.values())]
-        print_rows(f"{task} by category", [*names, "blind", "n"], [(category, row, "") for category, row in table.items()])
+        print_rows(f"{task} by category", [*names, "blind", "n"], [(printable(category), row, "") for category, row in table.items()])
 
 
 def print_published(order: tuple[str, ...], benchmark: str, metrics: dict) -> None:

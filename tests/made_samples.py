@@ -61,7 +61,7 @@ def write_lines(path, samples):
 
 # Samples with K answers, whose bin a hand can tell.
 LETTERS = {"task": "qa", "question": "?", "options": ["a", "b"], "answer": "A"}
-SPAN = {"task": "grounding", "question": "?", "spans": [[0, 1]]}
+SPAN = {"task": "grounding", "video": "v.mp4", "question": "?", "spans": [[0, 1]]}
 
 
 def group(name, sample, scores, part="accuracy", formats=None, reasons=None):

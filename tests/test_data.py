@@ -75,6 +75,14 @@ def test_an_instruction_without_its_labels_gets_them():
     assert text.startswith("How good is it? Choice one answer from ['low', 'high'].\n\nOutput your final answer")
 
 
+def test_options_with_letters_of_their_own_get_no_second_one():
+    """The prompt showed "(A) A. a lamp"."""
+    for options in (["A. to eat", "B. it's late"], ["(A) to eat", "(B) it's late"], ["A: to eat", "B) it's late"]):
+        assert build_prompt({**QA, "options": options}, "think") == build_prompt(QA, "think")
+    for options in (["A. Smith", "C. Jones"], ["A. to eat", "to sleep"], ["a. to eat", "b. to sleep"], ["A.M.", "B.C."]):
+        assert f"(B) {options[1]}" in str(build_prompt({**QA, "options": options}, "think"))
+
+
 def test_temporal_r1s_prompt_has_its_system_line_and_the_video_first():
     """Its JSON reward fails on every answer to a prompt that does not ask for JSON."""
     system, user = build_prompt({**GROUNDING, "video": "v.mp4"}, "temporal_r1")

@@ -93,7 +93,8 @@ def test_every_file_that_a_command_reads_is_made_by_another():
 
 def test_the_seds_make_samples_of_what_they_say(tmp_path):
     """A blank more or less in the JSON and `sed` changes nothing, silently: questions would keep their windows."""
-    sample = {"id": "a", "task": "gqa", "question": "why?", "options": ["x", "y"], "answer": "A", "spans": [[1.0, 2.0]]}
+    sample = {"id": "a", "task": "gqa", "video": "v.mp4", "question": "why?", "options": ["x", "y"], "answer": "A",
+              "spans": [[1.0, 2.0]]}
     seds = [line for block in BLOCKS for line in block.splitlines() if line.startswith("sed ")]
     assert len(seds) == 5
     changed = []

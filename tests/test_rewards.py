@@ -284,7 +284,8 @@ def test_a_decoy_inside_the_thought_loses():
     ("1e1 to 2e1", (10, 20)), ("-5 to 20", (-5, 20)), ("-5-20", (-5, 20)), ("-20 - -5", (-20, -5)),
     ("−5 to 20", (-5, 20)), ("-20 to -5", (-20, -5)), ("-0:20 to 0:20", (-20, 20)),
     ("event 1 - 12 to 18", (12, 18)), ("1-2-3", (2, 3)),
-    ("1 to 2 and then 3 to 4", (3, 4)), ("5 to 5", (5, 5)), ("90 to 100", (90, 100)),
+    ("1 to 2 and then 3 to 4", (3, 4)), ("5 to 10 and 20", (10, 20)), ("5 to 10 to 20, no: 3 to 4", (3, 4)),
+    ("12 to 17,20 to 25", (20, 25)), ("12.54 to 17.83 (5.29 seconds)", (12.54, 17.83)), ("5 to 5", (5, 5)), ("90 to 100", (90, 100)),
 ])
 def test_times_are_read_as_written(text, expected):
     assert parse_interval(text) == (pytest.approx(expected), "ok")
@@ -296,6 +297,15 @@ def test_times_are_read_as_written(text, expected):
     ("5 to 1.2.3", "bad_interval"), ("1:75 to 80", "bad_interval"), ("5 to 18:5", "bad_interval"),
     ("nan to 5", "bad_interval"), ("5 to inf", "bad_interval"), ("5 to 1e999", "bad_interval"),
     ("9" * 400 + " to " + "9" * 401, "bad_interval"), ("t5 to 18", "bad_interval"), ("5 to 18x", "bad_interval"),
+    ("5 to 10 to 20", "bad_interval"), ("5 TO 10 to 20", "bad_interval"), ("1 and 2 and 3", "bad_interval"),
+    ("12,54 to 17,83", "bad_interval"), ("12,54 to 97,83", "bad_interval"),
+    # What a person would read and the prompt does not ask for: docs/data.md lists it.
+    *((text, "bad_interval") for text in (
+        "12.54 sec to 17.83 sec", "12.54secs - 17.83secs", "[00:15, 00:32]", "[12.5, 17.8]", "(12.5, 17.8)", "12.5—17.8",
+        "12.5~17.8", "12.5 → 17.8", "12.54 through 17.83", "12.54到17.83", "start time: 12.54, end time: 17.83",
+        "start time: 12.54 to end time: 17.83", "1.5 min to 2 min", '```json\n{"start_time": "12.54", "end_time": "17.83"}\n```',
+        '[{"start_time": "12.54", "end_time": "17.83"}]', '{"start": 12.54, "end": 17.83}',
+        '{"start_time": "12.54s", "end_time": "17.83s"}', '{"start_time": "00:12", "end_time": "00:17"}')),
     ("18 to 12", "reversed_interval"), ("5 to -5", "reversed_interval"), ("12 - 18 - 5", "reversed_interval"),
 ])
 def test_what_is_no_interval_is_not_guessed(text, reason):
@@ -391,20 +401,20 @@ def test_one_reversed_window_spoils_the_glue():
     "C", "(C)", "C.", "C:", "[C]", "**C**", "'C'", "C)", "Answer: C", "(C) unwrap it", "Because it is C", "c", "(c)",
     "c. unwrap it", "I think it is C", "C, C and C", "Dancing, so C", "C. A man unwraps it", "C A man unwraps it",
     "F or C", "C\n", " \n C", "The answer is C because a boy unwraps it", "C-", "option C/", "C: D-Day",
-    "It is C, not Dan's",
+    "It is C, not Dan's", "A man, so C", "unwrap it", " Unwrap IT\n", "c)", "c: a boy unwraps it", "_C_",
 ])
 def test_a_letter_that_stands_alone_is_the_choice(text):
     assert accuracy(text) == 1
 
 
 @pytest.mark.parametrize("text, reason", [
-    ("", "bad_choice"), ("Dancing", "bad_choice"), ("unwrap it", "bad_choice"), ("it is c", "bad_choice"),
+    ("", "bad_choice"), ("Dancing", "bad_choice"), ("unwrap it.", "bad_choice"), ("it is c", "bad_choice"),
     ("F", "bad_choice"), ("CC", "bad_choice"), ("C3", "bad_choice"), ("C's", "bad_choice"), ("C-major", "bad_choice"),
     ("vitamin-C", "bad_choice"), ("C, A or both", "two_letters"), ("C, A !", "two_letters"),
     ("É", "bad_choice"), ("3", "bad_choice"), ("C or D", "two_letters"), ("C, A", "two_letters"),
-    ("c, not D", "two_letters"),
-    ("A and C", "two_letters"), ("C. A or B", "two_letters"), ("A man, so C", "two_letters"), ("C/D", "two_letters"),
-    ("D", "wrong_choice"), ("A man unwraps it", "wrong_choice"), ("Because it is D", "wrong_choice"),
+    ("A and C", "two_letters"), ("C. A or B", "two_letters"), ("A C", "two_letters"), ("C/D", "two_letters"),
+    ("A is right, or C", "two_letters"), ("c unwrap it", "bad_choice"), ("a or c", "bad_choice"),
+    ("D", "wrong_choice"), ("A man unwraps it", "bad_choice"), ("Because it is D", "wrong_choice"), ("c, not D", "wrong_choice"),
 ])
 def test_no_letter_two_letters_or_the_wrong_one_score_zero(text, reason):
     result = score(SAMPLES["qa"], written(text))
@@ -412,12 +422,63 @@ def test_no_letter_two_letters_or_the_wrong_one_score_zero(text, reason):
 
 
 @pytest.mark.parametrize("text, letter", [
-    ("(D) Plan B", "D"), ("D Plan B", "D"), ("C. A red ball", "C"), ("It is A red ball, (C)", "C"), ("A red ball", "A"),
+    ("(D) Plan B", "D"), ("D Plan B", "D"), ("C. A red ball", "C"), ("It is A red ball, (C)", "C"), ("A red ball", "C"),
     ("(B) C", "B"), ("b) c", "B"), ("A", "A"), ("the answer is A", "A"), ("It is A red ball", None),
 ])
 def test_capitals_in_the_text_of_an_option_are_no_choices(text, letter):
     """An article or a letter in the option's text would make a right answer ambiguous."""
     assert parse_letter(text, ["a dog", "C", "A red ball", "Plan B"])[0] == letter
+
+
+@pytest.mark.parametrize("text, letter", [
+    ("A boy", "C"), ("a boy", "C"), ("a BOY ", "C"), ("A young boy opens it.", None), ("a young boy", None),
+    ("A 3-year-old boy", None), ("The answer is A boy", None), ("A boy, so C", "C"), ("A", "A"), ("a", "A"), ("(a)", "A"),
+    ("a.", "A"), ("A.", "A"), ("A. A boy", "A"), ("A: boy", "A"), ("A, a cat", "A"), ("A - a boy", "A"), ("A is right", "A"),
+    ("A because he opens it", "A"), ("A since he does", "A"), ("It is A as he opens it", "A"), ("A or B", None),
+    ("A cat", "A"), ("A\ncat", None), ("A unwrap it", "A"), ("the answer is A", "A"), ("A e.g.", "A"),
+])
+def test_an_article_is_no_letter(text, letter):
+    """"A young boy opens it." was paid in full where A was right, and was wrong where C, "a boy", was."""
+    options = ["unwrap a cat" if "unwrap" in text else "a cat", "a dog", "a boy"]
+    assert parse_letter(text, options)[0] == letter
+
+
+@given(st.lists(st.sampled_from(["young", "boy", "opens", "3", "it", "door."]), min_size=1))
+def test_a_sentence_that_begins_with_an_article_names_no_letter(words):
+    for start in ("A ", "a ", "So A "):
+        assert parse_letter(start + " ".join(words), ["the cat", "the dog"]) == (None, "bad_choice")
+
+
+@given(st.text(alphabet="Aa Bbc.,():or\n1", max_size=12))
+def test_a_letter_that_is_read_stands_in_the_text(text):
+    letter, reason = parse_letter(text, ["1 2", "oro"])
+    assert (letter is None) == (reason != "ok")
+    assert letter is None or letter in text.upper() or text.strip().lower() in ("1 2", "oro")
+
+
+TIMES = st.tuples(st.integers(0, 3), st.integers(0, 59), st.integers(0, 59), st.integers(0, 99))
+
+
+@given(TIMES, TIMES, st.sampled_from([" to ", "-", " – ", " and "]), st.sampled_from(["", "s", " seconds"]),
+       st.text(alphabet="abc .,()\n", max_size=8))
+def test_a_pair_of_times_is_read_whatever_words_stand_around_it(start, end, joined, unit, words):
+    """And written out as h:mm:ss.ss, so that 1:02:03 is never read as 2:03."""
+    start, end = sorted((start, end))
+    text = joined.join(f"{h}:{m:02d}:{s:02d}.{c:02d}{unit}" for h, m, s, c in (start, end))
+    seconds = [3600 * h + 60 * m + s + c / 100 for h, m, s, c in (start, end)]
+    assert parse_interval(f"{words} {text} {words}") == (pytest.approx(tuple(seconds)), "ok")
+
+
+@given(st.text(alphabet="0123456789.,:- tosand–e", max_size=20))
+def test_what_is_read_of_any_text_is_an_interval_of_its_own_numbers(text):
+    span, reason = parse_interval(text)
+    assert (span is None) == (reason != "ok")
+    assert span is None or (span[0] <= span[1] and sum(c.isdigit() for c in text) >= 2)
+
+
+def test_options_with_letters_of_their_own_are_read_without():
+    options = ["A. a lamp", "B. a fan"]
+    assert accuracy("a fan", options=options, answer="B") == accuracy("B. a fan", options=options, answer="B") == 1
 
 
 def test_only_offered_letters_count():

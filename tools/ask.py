@@ -16,6 +16,8 @@ from lib.distributed import World
 from lib.loader import VideoLoader
 from lib.memory import note_if_out_of_memory, sizes
 from lib.questions import sampling_seed, with_style
+from lib.samples import LETTERS, option_texts
+from lib.terminal import printable
 from model import VideoLM
 from rewards import WHY_UNREADABLE
 
@@ -42,10 +44,10 @@ def answer_one(args, world: World, settings: VideoSettings, sampling: SamplingSe
     prompt = prepare(sample, clip, model.tokenizer, args.prompt, max_prompt_tokens=args.max_prompt_tokens,
                      tokens_per_second=model.tokens_per_second, device=model.device)
     for text, ended in complete(model, prompt, sampling):
-        print(text)
+        print(printable(text, keep="\n"))
         if not ended:
             print(f"(cut at --max_new_tokens {args.max_new_tokens})")
-        print(f"\nread as: {what_is_read(sample, text, clip.seconds.tolist())}\n")
+        print(f"\nread as: {printable(what_is_read(sample, text, clip.seconds.tolist()), keep=chr(10))}\n")
 
 
 def complete(model, prompt: Prompt, sampling: SamplingSettings) -> list[tuple[str, bool]]:
@@ -89,7 +91,7 @@ def in_words(value, block: rewards.Block, sample: dict, text: str, seconds: list
     if block is rewards.WINDOWS:
         return windows_in_words(value)
     if block is rewards.CHOICE:
-        return f"({value}) {sample['options'][ord(value) - ord('A')]}"
+        return f"({value}) {option_texts(sample)[LETTERS.index(value)]}"
     if block is rewards.EIGHT_BOXES:
         return "\n".join(f"{t:6.2f} s  {box}" for t, box in zip(seconds, value))
     if block is rewards.LABEL and value in [option.strip().lower() for option in sample["options"]]:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from data import VideoSettings, choose_frames, read_video, video_arguments
 from lib.loader import DecodePool, seconds_of
 from lib.readers import IndexIsWrong, VideoError, find_video, open_video
-from lib.samples import find_problem, parse_entry, take_part, write_jsonl
+from lib.samples import judged_lines, parse_entry, take_part, unread_keys, write_jsonl
 
 COMPARED = 4  # frames of a clip that are compared
 CHEAP_FRAMES = 6000  # up to this frame (200 s at 30 fps) they are compared with decord's, which reads from the beginning
@@ -67,27 +67,12 @@ def compare(path: Path, reader: str, frames: list[int]) -> str | None:
 
 
 def read_lines(file: Path) -> tuple[dict[int, dict], dict[int, str]]:
-    """The objects of a file by line number, and what is wrong with those that are no samples, by line number too.
-
-    `data.read_jsonl` raises at the first of them, as training should. A line without an object stands in as
-    {"text": line}. Of two lines with one id the first is the sample.
-    """
-    records, problems, line_of = {}, {}, {}
-    with open(file, "rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            record = None
-            try:
-                record = json.loads(line)
-                problem = find_problem(record)
-            except (ValueError, OverflowError, RecursionError) as error:  # no JSON, no UTF-8; 1e999 as an integer
-                problem = f"it cannot be read ({error}); write one JSON object a line"
-            if not problem and (first := line_of.setdefault(record["id"], number)) != number:
-                problem = f"field 'id': {record['id']!r} is also the id of line {first}; ids must be unique"
-            records[number] = record if isinstance(record, dict) else {"text": line.decode(errors="replace").strip()}
-            if problem:
-                problems[number] = f"line {number}: {problem}"
+    """The objects of a file by line number, and what is wrong with those that are no samples, by line number too:
+    `read_jsonl` raises at the first of them, as training should."""
+    records, problems = {}, {}
+    for number, records[number], problem in judged_lines(file):
+        if problem:
+            problems[number] = f"line {number}: {problem}"
     return records, problems
 
 
@@ -105,6 +90,8 @@ def check(entry: str, out: Path, *, video_root: str | None = None, settings: Vid
     records, problems = read_lines(source)
     if not records:
         raise ValueError(f"{source}: no sample; check the file")
+    for line in unread_keys(list(records.values())):
+        print(line)
     # The part that training takes of good.jsonl's lines, if all videos are good.
     wanted = take_part([number for number in records if number not in problems], take, random.Random(f"0 {source.name}"))
     folder = Path(root or video_root or source.parent)

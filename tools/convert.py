@@ -43,6 +43,7 @@ from tqdm import tqdm
 
 from lib.files import write_whole
 from lib.samples import LETTERS, NUM_BOXES, TASKS, field_problem, find_problem, is_number
+from lib.terminal import printable
 
 # A folder of frames has no clock of its own: GOT-10k is annotated at 10 Hz, MVBench's TVQA frames are 3 a second.
 GOT10K_FPS = 10.0
@@ -243,7 +244,7 @@ def got10k(source: Source) -> Iterator[dict]:
         rows, visible, meta = got10k_sequence(source, folder)
         if len(visible) < NUM_BOXES:
             left_out += 1
-            tqdm.write(f"left out {folder}: {len(visible)} frames show the object, {NUM_BOXES} are needed")
+            tqdm.write(f"left out {printable(folder)}: {len(visible)} frames show the object, {NUM_BOXES} are needed")
             continue
         frames = spread(visible)
         width, height = (float(side) for side in re.findall(r"[\d.]+", meta["resolution"]))
@@ -350,7 +351,8 @@ def nextgqa(source: Source) -> Iterator[dict]:
 def rextime(source: Source) -> Iterator[dict]:
     """ReXTime (Chen et al. 2024), in the two shapes it is published in.
 
-    Rows of the evaluation file have a `query`, windows and a letter, but no options: only the grounding can be asked.
+    Rows of the evaluation file have a `query`, windows and a letter, but no options: only the grounding can be asked. It
+    has one answer: of several windows the first is the truth, and the row is named with those that are left out.
     Rows of the data set have `question`, `options` and one `span`.
     """
     for row in source.json_rows():
@@ -359,7 +361,11 @@ def rextime(source: Source) -> Iterator[dict]:
             truth = {"options": row["options"], "answer": row["ans"].strip(), "spans": [row["span"]]}
             yield sample | {"task": "gqa", "question": row["question"]} | truth
         else:
-            yield sample | {"task": "grounding", "question": row["query"], "spans": [row["relevant_windows"][0]]}
+            first, *others = row["relevant_windows"]
+            if others:
+                tqdm.write(f"left out of {printable(source.where)}, qid {row['qid']!r}: windows {others} behind the first, {first}; "
+                           "grounding has exactly one")
+            yield sample | {"task": "grounding", "question": row["query"], "spans": [first]}
 
 
 # ---- questions: which of these? -------------------------------------------------------------------------------------

@@ -7,12 +7,17 @@ from pathlib import Path
 
 from data import VideoSettings
 from lib import toy
+from lib.flags import COUNT, FRAME_RATE, FRAMES, PIXELS, SEED, WORKERS, Parser, number
 from lib.samples import parse_entry
+from lib.terminal import errors_in_one_sentence
 from tools import check, convert, select
 
 
+SEEN = {"target_fps": FRAME_RATE, "max_frames": FRAMES, "total_pixels": PIXELS, "min_pixels": PIXELS}  # of VideoSettings
+
+
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="data.py", description="Samples: make, convert, check and select them.")
+    parser = Parser(prog="data.py", description="Samples: make, convert, check and select them.")
     commands = parser.add_subparsers(dest="command", required=True)
 
     def command(name: str, text: str) -> argparse.ArgumentParser:
@@ -20,9 +25,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
     synthetic = command("toy", "write synthetic videos (.mp4) with train.jsonl and eval.jsonl")
     synthetic.add_argument("--out", type=Path, required=True, help="folder to write")
-    synthetic.add_argument("--train", type=int, default=200, help="clips to train on (%(default)s)")
-    synthetic.add_argument("--eval", type=int, default=50, help="clips to evaluate on (%(default)s)")
-    synthetic.add_argument("--seed", type=int, default=0, help="of everything random in them (%(default)s)")
+    synthetic.add_argument("--train", type=number(int, *COUNT), default=200, help="clips to train on (1 to 10^6; %(default)s)")
+    synthetic.add_argument("--eval", type=number(int, *COUNT), default=50, help="clips to evaluate on (1 to 10^6; %(default)s)")
+    synthetic.add_argument("--seed", type=number(int, *SEED), default=0, help="of everything random in them (0 to 2^32 - 1; %(default)s)")
 
     published = command("convert", "turn a published annotation format into samples")
     published.add_argument("name", metavar="NAME", help=f"the format: {', '.join(convert.FORMATS)}")
@@ -34,12 +39,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     decoded.add_argument("data", metavar="DATA", help="FILE[@VIDEO_ROOT][:N] or FILE[@VIDEO_ROOT][:P%%]")
     decoded.add_argument("--video_root", help="folder of the videos (the folder of DATA)")
     decoded.add_argument("--out", type=Path, help="folder for good.jsonl and bad.jsonl (the folder of DATA)")
-    decoded.add_argument("--num_workers", type=int, default=4,
-                         help="processes that decode (%(default)s); 0: this one, without a deadline")
-    decoded.add_argument("--deadline", type=float, default=60.0, help="seconds for one video (%(default)s)")
+    decoded.add_argument("--num_workers", type=number(int, *WORKERS), default=4,
+                         help="processes that decode (0 to 256; %(default)s); 0: this one, without a deadline")
+    decoded.add_argument("--deadline", type=number(float, 0.1, 10**6), default=60.0, help="seconds for one video (0.1 to 10^6; %(default)s)")
     for field in fields(VideoSettings):
-        decoded.add_argument(f"--{field.name}", type=field.type, default=field.default,
-                             help="as in train.py (%(default)s)")
+        decoded.add_argument(f"--{field.name}", type=number(field.type, *SEEN[field.name]), default=field.default,
+                             help="as in train.py ({:g} to {:g}; %(default)s)".format(*SEEN[field.name]))
 
     select.add_arguments(command("select", "keep the samples whose K completions differ (variance-aware selection)"))
     return parser.parse_args(arguments)
@@ -64,7 +69,5 @@ def run_command(args: argparse.Namespace) -> int:
 
 
 def main() -> None:
-    try:
+    with errors_in_one_sentence():
         sys.exit(run_command(parse_arguments()))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")

@@ -15,7 +15,6 @@ import json
 import platform
 import random
 import shutil
-import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -34,13 +33,15 @@ from lib.answers import PUBLISHED, SETTINGS, SamplingSettings, claim, fingerprin
 from lib.captions import Judge, words_judge
 from lib.distributed import World, start, stop
 from lib.files import write_whole
-from lib.flags import fill, flag, given_flags, make_parser
+from lib.flags import (COUNT, FRAME_RATE, FRAMES, PIXELS, SEED, SHARE, TOKENS, WORKERS, fill, flag, given_flags, make_parser,
+                       range_problem)
 from lib.judge import load_judge
 from lib.loader import VideoLoader
 from lib.questions import with_style
 from lib.readers import VideoError
-from lib.samples import TASKS, load_samples, parse_entry, rule_of
+from lib.samples import TASKS, load_samples, parse_entry, rule_of, shown, text_problem, unread_keys
 from lib.tables import print_categories, print_probes, print_published, print_reasons, print_table
+from lib.terminal import errors_in_one_sentence, printable
 from model import VideoLM
 from tools.ask import answer_one, question_of
 
@@ -65,7 +66,8 @@ class Flags:
     options: list[str] | None = one_video(None, "with --video: the answers to choose from, without letters (qa, gqa, "
                                                 "classification)", kind=tuple)
     box: list[float] | None = one_video(None, "with --video: where the object is at first, as fractions of width and height "
-                                              "(tracking)", kind=float, nargs=4, metavar=("X0", "Y0", "X1", "Y1"))
+                                              "(tracking)", kind=float, nargs=4, metavar=("X0", "Y0", "X1", "Y1"),
+                                        within=SHARE)
     # a data set
     data: list[str] | None = data_set(None, "samples: FILE[@VIDEO_ROOT][:N] or FILE[@VIDEO_ROOT][:P%]", kind=tuple)
     out: Path | None = data_set(None, "folder for predictions.jsonl and metrics.json; answers that are there already, after "
@@ -83,22 +85,27 @@ class Flags:
     # how the model is asked
     prompt: str | None = asking(None, f"with thought, without, or Temporal-R1's JSON ({as_trained('prompt')})", kind=str,
                                 choices=STYLES)
-    num_samples: int = asking(1, "completions of each question (K)")
-    temperature: float | None = asking(None, "0 is greedy; by default 0 for one completion and 1 for several", kind=float)
-    max_new_tokens: int | None = asking(None, f"longest completion, in tokens ({as_trained('max_new_tokens')})", kind=int)
-    max_prompt_tokens: int | None = asking(None, f"a longer prompt scores 0 ({as_trained('max_prompt_tokens')})", kind=int)
-    seed: int = asking(0, "of the sampling")
-    fps: float | None = asking(None, f"frames looked at, for each second of video ({as_trained('fps')})", kind=float)
-    max_frames: int | None = asking(None, f"most frames of one video ({as_trained('max_frames')})", kind=int)
-    total_pixels: int | None = asking(None, f"pixel budget of a whole video ({as_trained('total_pixels')})", kind=int)
-    min_pixels: int | None = asking(None, f"least pixels of a frame ({as_trained('min_pixels')})", kind=int)
+    num_samples: int = asking(1, "completions of each question (K)", within=(1, 10_000))
+    temperature: float | None = asking(None, "0 is greedy; by default 0 for one completion and 1 for several", kind=float,
+                                       within=(0, 100))
+    max_new_tokens: int | None = asking(None, f"longest completion, in tokens ({as_trained('max_new_tokens')})", kind=int,
+                                        within=TOKENS)
+    max_prompt_tokens: int | None = asking(None, f"a longer prompt scores 0 ({as_trained('max_prompt_tokens')})", kind=int,
+                                           within=TOKENS)
+    seed: int = asking(0, "of the sampling", within=SEED)
+    fps: float | None = asking(None, f"frames looked at, for each second of video ({as_trained('fps')})", kind=float,
+                               within=FRAME_RATE)
+    max_frames: int | None = asking(None, f"most frames of one video ({as_trained('max_frames')})", kind=int, within=FRAMES)
+    total_pixels: int | None = asking(None, f"pixel budget of a whole video ({as_trained('total_pixels')})", kind=int,
+                                      within=PIXELS)
+    min_pixels: int | None = asking(None, f"least pixels of a frame ({as_trained('min_pixels')})", kind=int, within=PIXELS)
     # your machine
-    batch: int = machine(8, "questions that are answered together")
+    batch: int = machine(8, "questions that are answered together", within=COUNT)
     compile: bool = machine(False, "sample with one decoder layer compiled by torch.compile: faster, after a minute of "
                                    "compiling (a GPU and its compiler)")
-    num_workers: int = machine(4, "processes that decode videos; 0 decodes in this one")
+    num_workers: int = machine(4, "processes that decode videos; 0 decodes in this one", within=WORKERS)
     frame_cache: str = machine("", "folder that keeps decoded clips for later runs; several processes may share it")
-    frame_cache_gb: float = machine(50.0, "its size, in 10^9 bytes; clips not used for longest leave")
+    frame_cache_gb: float = machine(50.0, "its size, in 10^9 bytes; clips not used for longest leave", within=(0.01, 10**6))
     device: str = machine("auto", "auto takes CUDA, then MPS, then the CPU")
 
 
@@ -111,21 +118,13 @@ def parse_arguments(arguments: list[str] | None = None) -> Flags:
     for name, value in read_asked(args.model).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
+    if problem := range_problem(args):  # asked.json is a file, and may hold anything
+        parser.error(problem)
     return args
 
 
 def find_problem(args: Flags) -> str | None:
     """What is wrong with the flags, in words that name the flag and the remedy."""
-    for name in ("num_samples", "batch", "max_new_tokens"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            return f"--{name} is {getattr(args, name)}; it must be at least 1"
-    for name in ("fps", "max_frames", "total_pixels", "min_pixels", "max_prompt_tokens"):
-        if getattr(args, name) is not None and getattr(args, name) <= 0:
-            return f"--{name} is {getattr(args, name)}; it must be above 0"
-    if args.num_workers < 0:
-        return f"--num_workers is {args.num_workers}; it must be 0 or more"
-    if args.temperature is not None and args.temperature < 0:
-        return f"--temperature is {args.temperature}; 0 is greedy, 1 the model's own distribution"
     if args.num_samples > 1 and args.temperature == 0:
         return f"--num_samples {args.num_samples} at --temperature 0 is one answer {args.num_samples} times"
     if args.video is None:
@@ -150,8 +149,10 @@ def find_problem(args: Flags) -> str | None:
         return f"--box {args.box} is no box: X0 < X1 and Y0 < Y1 are fractions of the frame, from 0 to 1"
     sample = question_of(args)
     for field, value in sample.items():
+        if problem := text_problem(sample, field):  # a byte that is no UTF-8 on the command line
+            return problem
         if not (rule := rule_of(sample, field)).is_right(value):
-            return f"{field!r} is {value!r}; it must be {rule.wanted}"
+            return f"{field!r} is {shown(value)}; it must be {rule.wanted}"
     return None
 
 
@@ -176,10 +177,8 @@ def run(arguments: list[str] | None = None) -> None:
 
 
 def main() -> None:
-    try:
+    with errors_in_one_sentence(VideoError):
         run()
-    except (ValueError, OSError, VideoError) as error:  # a wrong file or value, named in the message
-        sys.exit(f"error: {error}")
 
 
 # ---- a data set -----------------------------------------------------------------------------------------------------
@@ -188,6 +187,8 @@ def main() -> None:
 def answer_data(args: Flags, world: World, settings: VideoSettings, sampling: SamplingSettings, judge: Judge) -> None:
     """Answer what is not answered yet, then compute everything from the files of answers."""
     samples = with_style(load_samples(args.data, args.video_root, args.tasks, args.seed), args.prompt)
+    if world.is_first:
+        print("".join(f"{line}\n" for line in unread_keys(samples)), end="")
     open_folder(args, world, fingerprint(args.model, args.judge, sampling, settings, samples))
     answers: dict[str, list[dict]] = {}  # by probe; "" is the video as it is
     model = None
@@ -273,7 +274,7 @@ def write_results(args: Flags, samples: list[dict], answers: dict[str, list[dict
         file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     for prediction in answers[""]:
         if "problem" in prediction:
-            print(f"{prediction['reasons'][0]}: {prediction['id']}: {prediction['problem']}")
+            print(printable(f"{prediction['reasons'][0]}: {prediction['id']}: {prediction['problem']}"))
     print_reasons(reasons)
     print_categories(METRICS, report["categories"])
     if args.benchmark:

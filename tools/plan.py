@@ -34,9 +34,10 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from data import VideoSettings, frame_budget, frame_indices, num_video_tokens, smart_resize
 from lib import lora
 from lib.distributed import World
-from lib.flags import fill, flag, given_flags, make_parser
+from lib.flags import COUNT, FRAME_RATE, FRAMES, PIXELS, TOKENS, fill, flag, given_flags, make_parser, range_problem
 from lib.run import KEEP_CHECKPOINTS
 from lib.sharding import worth_sharding
+from lib.terminal import errors_in_one_sentence
 
 
 @dataclass(frozen=True)
@@ -80,31 +81,32 @@ class Job:
 
     model: str = flag("7b", f"{', '.join(SHAPES)}, or a folder with a config.json")
     stage: str = flag("grpo", "GRPO, supervised fine-tuning, or answering alone (eval.py, selection)", choices=STAGES)
-    gpus: int = flag(8, "cards, a process each")
-    samples: int = flag(12408, "questions in the data")
-    epochs: float = flag(1.0, "times through them")
-    videos: int = flag(0, "video files they are about; 0: one a question")
-    questions: int = flag(8, "questions a step, over all cards; answering: eval.py's --batch times them")
-    group_size: int = flag(8, "completions of each question; 1 in fine-tuning")
-    seconds: float = flag(30.6, "length of a video")
-    video_bytes: float = flag(60e3, "size of a second of it on the disk (assumed; 480p)")
-    width: int = flag(480, "of its frames, in pixels")
-    height: int = flag(360, "of its frames, in pixels")
-    frames: int = flag(0, "look at exactly so many frames (tracking: 8); 0: as many as --fps says")
-    fps: float = flag(2.0, "frames looked at, for each second of video")
-    max_frames: int = flag(VideoSettings.max_frames, "most frames of one video")
-    total_pixels: int = flag(VideoSettings.total_pixels, "pixel budget of a whole video")
-    min_pixels: int = flag(VideoSettings.min_pixels, "least pixels of a frame")
-    text_tokens: int = flag(250, "tokens of a prompt beside the video")
-    completion_tokens: int = flag(150, "tokens of a group's longest completion, on average")
-    max_new_tokens: int = flag(1024, "room for a completion")
-    beta: float = flag(0.04, "0: no reference")
+    gpus: int = flag(8, "cards, a process each", within=COUNT)
+    samples: int = flag(12408, "questions in the data", within=(1, 10**12))
+    epochs: float = flag(1.0, "times through them", within=(0.001, 1000))
+    videos: int = flag(0, "video files they are about; 0: one a question", within=(0, 10**12))
+    questions: int = flag(8, "questions a step, over all cards; answering: eval.py's --batch times them", within=COUNT)
+    group_size: int = flag(8, "completions of each question; 1 in fine-tuning", within=(1, 10_000))
+    seconds: float = flag(30.6, "length of a video", within=(0.1, 10**7))
+    video_bytes: float = flag(60e3, "size of a second of it on the disk (assumed; 480p)", within=(1, 10**12))
+    width: int = flag(480, "of its frames, in pixels", within=(1, 100_000))
+    height: int = flag(360, "of its frames, in pixels", within=(1, 100_000))
+    frames: int = flag(0, "look at exactly so many frames (tracking: 8); 0: as many as --fps says", within=(0, 100_000))
+    fps: float = flag(2.0, "frames looked at, for each second of video", within=FRAME_RATE)
+    max_frames: int = flag(VideoSettings.max_frames, "most frames of one video", within=FRAMES)
+    total_pixels: int = flag(VideoSettings.total_pixels, "pixel budget of a whole video", within=PIXELS)
+    min_pixels: int = flag(VideoSettings.min_pixels, "least pixels of a frame", within=PIXELS)
+    text_tokens: int = flag(250, "tokens of a prompt beside the video", within=(0, 10**7))
+    completion_tokens: int = flag(150, "tokens of a group's longest completion, on average", within=TOKENS)
+    max_new_tokens: int = flag(1024, "room for a completion", within=TOKENS)
+    beta: float = flag(0.04, "0: no reference", within=(0, 100))
     freeze_vision: bool = flag(False, "train the language model only; --lora_rank implies it")
-    lora_rank: int = flag(0, "rank of adapters on all matrices of the language model; 0: train the model itself")
+    lora_rank: int = flag(0, "rank of adapters on all matrices of the language model; 0: train the model itself",
+                          within=(0, 1024))
     shard: str = flag("auto", "deal the model out over the cards; auto: by train.py's rule", choices=("auto", "on", "off"))
     offload: bool = flag(False, "shard, and keep the shards in the machine's own memory")
     card: str = flag("a100", "kind of card: its memory and its rates", choices=tuple(CARDS))
-    card_gb: float = flag(0.0, "memory of a card, in 10^9 bytes; 0: that of --card")
+    card_gb: float = flag(0.0, "memory of a card, in 10^9 bytes; 0: that of --card", within=(0, 10_000))
 
     def __post_init__(self):
         self.card_gb = self.card_gb or CARDS[self.card].gigabytes
@@ -417,12 +419,8 @@ def parse_arguments(arguments: list[str] | None = None) -> Job:
 
 def find_problem(job: Job) -> str | None:
     """What is wrong with the settings. What train.py refuses is refused here: a plan for it would be for nothing."""
-    for name in ("gpus", "samples", "questions", "group_size", "completion_tokens", "max_new_tokens", "epochs",
-                 "card_gb"):
-        if getattr(job, name) <= 0:
-            return f"--{name} is {getattr(job, name)}; it must be above 0"
-    if job.lora_rank < 0:
-        return f"--lora_rank is {job.lora_rank}; a rank is 0 (off) or more"
+    if problem := range_problem(job):
+        return problem
     if job.offload and job.shard == "off":
         return "--offload keeps shards in the machine's memory; with --shard off there are none"
     if job.lora_rank and (job.shard == "on" or job.offload):
@@ -474,7 +472,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with errors_in_one_sentence():
         main()
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error

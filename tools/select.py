@@ -10,6 +10,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
+from lib.flags import SEED, SHARE, number
 from lib.samples import load_samples, parse_entry, read_jsonl, write_jsonl
 from lib.selection import CONTROLS, report_text, select
 from rewards import task_score
@@ -165,15 +166,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="jsonl file to write; the report goes beside it")
     for name, meaning in (("std", "spread"), ("mean", "mean")):  # absent flags stay out of the namespace
         either = parser.add_mutually_exclusive_group()
-        either.add_argument(f"--min_{name}", type=float, default=argparse.SUPPRESS,
-                            help=f"continuous tasks: least {meaning} of the task scores (0.1)")
-        either.add_argument(f"--{name}_quantile", type=float, default=argparse.SUPPRESS,
-                            help=f"the {meaning} at this quantile of the task's samples instead")
+        either.add_argument(f"--min_{name}", type=number(float, *SHARE), default=argparse.SUPPRESS,
+                            help=f"continuous tasks: least {meaning} of the task scores (0 to 1; 0.1)")
+        either.add_argument(f"--{name}_quantile", type=number(float, *SHARE), default=argparse.SUPPRESS,
+                            help=f"the {meaning} at this quantile of the task's samples instead (0 to 1)")
     parser.add_argument("--control", choices=CONTROLS,
                         help="as many samples of each task, but by chance, or those of the highest or lowest mean; "
                              "random_pool: as many in all by chance, whatever their task")
-    parser.add_argument("--seed", type=int, default=0, help="of what a control draws (%(default)s)")
-    parser.add_argument("--since", type=int, metavar="STEP", help="training run: ignore the steps before this one (0)")
+    parser.add_argument("--seed", type=number(int, *SEED), default=0,
+                        help="of what a control draws (0 to 2^32 - 1; %(default)s)")
+    parser.add_argument("--since", type=number(int, 0, 10**7), metavar="STEP",
+                        help="training run: ignore the steps before this one (0 to 10^7; 0)")
     parser.add_argument("--unseen", choices=["drop", "keep"],
                         help="training run: what becomes of samples that it never reached (drop)")
 

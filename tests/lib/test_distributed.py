@@ -128,3 +128,12 @@ def test_a_rank_that_waits_too_long_says_who_is_where_and_ends(tmp_path):
     message = read(tmp_path, 0)
     assert "rank 0 has been in 'grpo step 12: score' for more than 1 s" in message
     assert "rank 1: 'grpo step 12: sample', for " in message and "--wait_minutes" in message
+
+
+def test_a_device_that_is_not_there_is_refused_in_one_sentence(monkeypatch):
+    """PyTorch's own error is a stack trace of its lazy initialisation."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    for device in ("cuda", "mps"):
+        with pytest.raises(ValueError, match=f"--device {device}: PyTorch sees no"):
+            start(device)

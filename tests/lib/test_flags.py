@@ -1,12 +1,16 @@
 """Flags from a dataclass: what is left out, given, saved and asked for with --help."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from lib.flags import fill, flag, given_flags, make_parser, settings_of_the_run
+import train
+from lib.flags import fill, flag, given_flags, help_of, make_parser, range_problem, settings_of_the_run
+from tools import data_commands, evaluate, plan
 
 first, second = (partial(flag, group=title) for title in ("what it is", "where it is"))
 
@@ -79,6 +83,63 @@ def test_what_is_no_flag_or_no_value_is_refused(arguments, complaint, capsys):
 
 def test_switches_go_both_ways():
     assert parse("--is_round") == {"is_round": True} and parse("--no-is_round") == {"is_round": False}
+
+
+# --- ranges of numbers -------------------------------------------------------------------------------------------------
+
+EVAL = ["--model", "m", "--data", "a.jsonl", "--out", "o"]
+PROGRAMS = {"train": (train.parse_config, []), "eval": (evaluate.parse_arguments, EVAL), "plan": (plan.parse_arguments, []),
+            "check": (data_commands.parse_arguments, ["check", "x.jsonl"]),
+            "select": (data_commands.parse_arguments, ["select", "p.jsonl", "--data", "x.jsonl", "--out", "y.jsonl"]),
+            "toy": (data_commands.parse_arguments, ["toy", "--out", "o"])}
+
+
+@pytest.mark.parametrize("program, name, value, wanted", [
+    ("train", "beta", "nan", "a number from 0 to 100"), ("train", "beta", "inf", "a number from 0 to 100"),
+    ("train", "lr", "nan", "a number from 0 to 1"), ("train", "lr", "-1e-6", "a number from 0 to 1"),
+    ("train", "steps", "-999999999", "a whole number from -1000 to 10000000"),
+    ("train", "steps", "1e3", "a whole number from"), ("train", "steps", "nan", "a whole number from"),
+    ("train", "lora_rank", "100000", "a whole number from 0 to 1024"), ("train", "fps", "0", "a number from 0.01 to 1000"),
+    ("train", "clip_low", "2", "a number from 0 to 1"), ("train", "num_workers", "-1", "a whole number from 0 to 256"),
+    ("train", "temperature", "0", "a number from 0.01 to 100"), ("train", "questions", "0", "a whole number from 1"),
+    ("train", "group_size", "0", "a whole number from 1"), ("train", "save_every", "0", "a whole number from 1"),
+    ("train", "wait_minutes", "0", "a number from 0.01"), ("train", "lora_alpha", "0", "a number from 0.01"),
+    ("train", "frame_cache_gb", "0", "a number from 0.01"), ("train", "seed", "9" * 5000, "a whole number from 0"),
+    ("train", "max_frames", "1", "a whole number from 2"), ("train", "min_pixels", "-5", "a whole number from 784"),
+    ("eval", "fps", "0", "a number from 0.01"), ("eval", "temperature", "nan", "a number from 0 to 100"),
+    ("eval", "temperature", "-1", "a number from 0 to 100"), ("eval", "num_samples", "0", "a whole number from 1"),
+    ("eval", "num_workers", "-1", "a whole number from 0"), ("eval", "batch", "0", "a whole number from 1"),
+    ("plan", "gpus", "0", "a whole number from 1"), ("plan", "epochs", "nan", "a number from 0.001"),
+    ("check", "num_workers", "-1", "a whole number from 0"), ("check", "deadline", "nan", "a number from 0.1"),
+    ("check", "target_fps", "inf", "a number from 0.01"), ("check", "max_frames", "0", "a whole number from 2"),
+    ("select", "min_std", "nan", "a number from 0 to 1"), ("select", "std_quantile", "2", "a number from 0 to 1"),
+    ("select", "since", "-1", "a whole number from 0"), ("toy", "train", "0", "a whole number from 1"),
+    ("toy", "seed", "-1", "a whole number from 0"),
+])
+def test_a_number_out_of_range_is_refused_with_flag_value_and_range(program, name, value, wanted, capsys):
+    """`--beta nan` trained; `--num_workers -1` died in a thread pool."""
+    parse, arguments = PROGRAMS[program]
+    with pytest.raises(SystemExit):
+        parse([*arguments, f"--{name}", value])
+    text = capsys.readouterr().err.splitlines()[-1]
+    assert f"--{name}: {value[:40]} is not {wanted}" in text
+
+
+@pytest.mark.parametrize("cls", [train.Config, evaluate.Flags, plan.Job])
+def test_every_number_has_a_range_that_its_help_tells_and_its_defaults_keep(cls):
+    for f in fields(cls):
+        if f.metadata and f.metadata["kind"] in (int, float):
+            low, high = f.metadata["within"]
+            assert f"{low:.10g} to {high:.10g}" in help_of(f), f.name
+            assert all(low <= value <= high for value in (f.default, f.metadata["with_model"]) if value is not None), f.name
+
+
+@given(st.floats() | st.integers() | st.text())
+def test_settings_from_a_file_are_held_to_the_same_ranges(value):
+    """asked.json beside a model, or config.json of a resumed run, may hold anything."""
+    problem = range_problem(replace(train.Config(), beta=value))
+    assert (problem is None) == (not isinstance(value, str) and 0 <= value <= 100)
+    assert problem is None or problem.startswith(f"--beta is {value}; it must be a number from 0 to 100")
 
 
 # --- a resumed run ----------------------------------------------------------------------------------------------------

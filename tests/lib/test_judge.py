@@ -9,6 +9,7 @@ import torch
 from conftest import TEXTS
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from video_files import pictures, write_folder
 
 import eval
 import grpo
@@ -217,7 +218,8 @@ def test_a_run_and_an_evaluation_with_a_model_as_the_judge(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     yes = write_judge(tmp_path / "yes", toy.build_tokenizer(WORDS), change=always("yes"))
     toy.write_model(tmp_path / "policy", TEXTS, seed=0)
-    sample = {**SAMPLE, "target": "<answer>A cat.</answer>"}
+    write_folder(tmp_path / "frames", pictures(4))
+    sample = {**SAMPLE, "video": "frames", "target": "<answer>A cat.</answer>"}
     (tmp_path / "x.jsonl").write_text(json.dumps(sample) + "\n")
     common = ["--prompt", "answer", "--judge", yes, "--device", "cpu", "--num_workers", "0", "--max_new_tokens", "24"]
     train.main(["--model", "policy", "--train_data", "x.jsonl", "--eval_data", "x.jsonl", "--out", "run", *common,

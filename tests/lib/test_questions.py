@@ -112,7 +112,7 @@ class FakeLoader:
 
     def load(self, sample):
         if sample["id"] == self.broken:
-            raise VideoError("x.mp4", "no video stream")
+            raise VideoError("x\x1b[2J.mp4", "no video stream")
 
 
 def test_a_video_that_cannot_be_read_costs_its_own_question_and_no_place(model, capsys):
@@ -124,7 +124,7 @@ def test_a_video_that_cannot_be_read_costs_its_own_question_and_no_place(model, 
     batch = questions.next(6)
     assert [prompt.sample["id"] for prompt in batch.prompts] == order[:2] + order[3:]
     assert batch.places == [3, 4, 6, 7, 8] and batch.unreadable == 1
-    assert "unreadable, left out" in capsys.readouterr().out
+    assert "unreadable, left out: x\\x1b[2J.mp4" in capsys.readouterr().out
 
 
 def test_what_is_decoded_ahead_is_a_whole_step_although_one_question_is_replaced(model):

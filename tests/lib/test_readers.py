@@ -18,7 +18,7 @@ from video_files import CORNER, pictures, read_sample, set_rotation, which_frame
 
 from data import frame_indices, read_video
 from lib import readers
-from lib.readers import IndexIsWrong, VideoError, open_video
+from lib.readers import IndexIsWrong, VideoError, find_video, open_video
 
 READERS = ("decord", "pyav", "decoding")
 
@@ -255,3 +255,15 @@ def test_the_length_of_a_file_is_read_from_its_header(tmp_path):
     assert readers.length_of(str(write_video(tmp_path / "v.mp4", pictures(40)))) == pytest.approx(4, abs=0.1)
     (tmp_path / "text.mp4").write_text("no video")
     assert readers.length_of(str(tmp_path / "text.mp4")) == readers.length_of(str(tmp_path)) == readers.length_of("/no") == 0
+
+
+def test_a_folder_without_permission_costs_its_videos_and_not_the_run(tmp_path, monkeypatch):
+    """Path.exists raises there, and so it does for a name that is too long with the root in front: both ended the training."""
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with pytest.raises(VideoError, match="cannot be followed"):
+        find_video(tmp_path / ("v" * 300))
+    monkeypatch.setattr(type(tmp_path), "exists", refuse)
+    with pytest.raises(VideoError, match="v.mp4: its path cannot be followed"):
+        find_video(tmp_path / "v.mp4")

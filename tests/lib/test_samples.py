@@ -1,11 +1,19 @@
 """Files of samples: what is wrong with them is said by file, line, field and value."""
 
+import doctest
+import json
 import random
 
 import pytest
-from made_samples import CAPTIONING, GQA, GROUNDING, LABELS, QA, TRACKING, write_lines
+from hypothesis import given
+from hypothesis import strategies as st
+from made_samples import ALL, QA, write_lines
 
-from lib.samples import load_samples, write_jsonl
+import lib.samples
+from lib.samples import FIELDS, find_problem, judged_lines, load_samples, parse_entry, unread_keys, write_jsonl
+from tools.check import check
+
+GROUNDING, _, GQA, TRACKING, LABELS, CAPTIONING = ({"video": "v.mp4", **sample} for sample in ALL)
 
 
 def test_a_video_is_looked_for_under_the_root_of_its_own_entry_first(tmp_path):
@@ -48,7 +56,7 @@ def test_n_counts_samples_of_the_wanted_tasks(tmp_path):
 
 @pytest.mark.parametrize("sample, words", [
     ({**QA, "task": "vqa"}, ["'task'", "'vqa'", "grounding"]),
-    ({**QA, "task": "captioning"}, ["'events'", "missing", "sentences"]),
+    ({**LABELS, "task": "captioning"}, ["'events'", "missing", "sentences"]),
     ({**CAPTIONING, "events": []}, ["'events'", "[]"]),
     ({**CAPTIONING, "events": "a dog barks"}, ["'events'", "a dog barks"]),
     ({**CAPTIONING, "events": ["a dog barks", " ."]}, ["'events'", "' .'"]),
@@ -80,13 +88,102 @@ def test_a_bad_sample_is_named_by_file_line_field_and_value(tmp_path, sample, wo
         assert word in str(error.value)
 
 
-@pytest.mark.parametrize("line", ['{"id": "x", ', "\xff\xfe"])
-def test_a_line_that_is_no_json_is_named(tmp_path, line):
+BAD_LINES = {  # what stands in the line -> what is said of it
+    '{"id": "x", ': "not a JSON object (Expecting",
+    "[" * 100_000: "not a JSON object (brackets",
+    '{"x": ' * 30 + "0" + "}" * 30: "not a JSON object (brackets are nested more than 20 deep)",
+    '{"id": ' + "1" * 5000 + "}": "not a JSON object (Exceeds the limit",
+    "7": "7 is not a JSON object",
+    json.dumps({**QA, "id": 8}): "field 'id' is 8; it must be a string",
+    json.dumps({**QA, "id": "8", "task": 8}): "field 'task' is 8; it must be one of",
+    json.dumps({**QA, "question": "cut \ud83d"}): "field 'question' holds half of a character ('\\ud83d' at place 4",
+    json.dumps({**QA, "options": ["a", "b\udc00"]}): "field 'options' holds half of a character",
+    json.dumps({**QA, "category": {"x": ["\ud83d"]}}): "field 'category' holds half of a character",
+    json.dumps({**QA, "duration": 10**400}): "field 'duration' is 1000",
+    json.dumps({**GROUNDING, "spans": [[1, 10**400]]}): "field 'spans' is [[1, 1000",
+    json.dumps({**TRACKING, "frames": [0, 1, 2, 3, 4, 5, 6, 10**400]}): "field 'frames' is [0, 1, 2",
+    json.dumps({**QA, "duration": 1e300}): "field 'duration' is 1e+300; it must be seconds above 0, at most 10000000",
+    json.dumps({**QA, "fps": 1e-300}): "field 'fps' is 1e-300; it must be frames a second from 0.001",
+    json.dumps({**QA, "video": "a\0b.mp4"}): "field 'video' is 'a\\x00b.mp4'; it must be the path",
+    json.dumps({**QA, "video": "v" * 5000}): "field 'video' is 'vvvv",
+    json.dumps({**QA, "video": "v/" * 2500}): "field 'video' is 'v/v/",
+    json.dumps({**QA, "video": 7}): "field 'video' is 7; it must be the path",
+    json.dumps({**QA, "task": "\x1b]0;title\x07"}): "field 'task' is '\\x1b]0;title\\x07'; it must be",
+    **{json.dumps({key: value for key, value in sample.items() if key != "video"}): "field 'video' is missing; it must be"
+       for sample in (GROUNDING, GQA, TRACKING, LABELS, CAPTIONING)},
+    json.dumps({"video_path": "v.mp4", **ALL[0]}): "field 'video' is missing; it must be the path of a video or of a folder "
+                                                   "of frames; rename 'video_path', if that is it",
+    json.dumps({**QA, "videos": ["v.mp4"]}): "field 'video' is missing, and 'videos' is not read; rename it to 'video'",
+    json.dumps({**QA, "Video": "v.mp4"}): "field 'video' is missing, and 'Video' is not read",
+    json.dumps({**QA, "path": "v.mp4"}): "field 'video' is missing, and 'path' is not read",
+    json.dumps({**QA, "image": "v.jpg"}): "field 'video' is missing, and 'image' is not read",
+}
+
+
+@pytest.mark.parametrize("line, said", BAD_LINES.items(), ids=lambda text: text[:30])
+def test_a_bad_line_is_named_in_training_and_set_apart_by_check(tmp_path, line, said):
+    """Each of these ended a program without a line number, or was called good by check and ended the training; a sample
+    whose video stands under another key was asked about a video that nobody saw."""
+    good = {**QA, "id": "good"}
+    file = write_lines(tmp_path / "x.jsonl", [good])
+    file.write_text(f"{json.dumps(good)}\n\n{line}\n{json.dumps({**good, 'id': 'last'})}\n")
+    with pytest.raises(ValueError) as error:
+        load_samples([str(file)])
+    assert str(error.value).startswith(f"{file}:3: {said}")
+    assert check(str(file), tmp_path / "out", num_workers=0) == (2, 1)
+    [bad] = map(json.loads, open(tmp_path / "out" / "bad.jsonl", encoding="utf-8"))
+    assert bad["reason"].startswith(f"line 3: {said}")
+
+
+def test_a_line_that_is_no_utf8_is_named(tmp_path):
     """`json.loads` alone says neither which file nor which line."""
     file = write_lines(tmp_path / "x.jsonl", [QA])
-    file.write_bytes(file.read_bytes() + b"\n" + line.encode("latin-1") + b"\n")
+    file.write_bytes(file.read_bytes() + b"\n\xff\xfe\n")
     with pytest.raises(ValueError, match=f"{file}:3: not a JSON object"):
         load_samples([str(file)])
+
+
+JSON_VALUES = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()),
+                           lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3))
+
+
+@given(st.sampled_from([GROUNDING, QA, GQA, TRACKING, LABELS, CAPTIONING]), st.sampled_from([*FIELDS, "video_path", "note"]),
+       JSON_VALUES)
+def test_any_value_in_any_field_is_judged_and_never_an_error(sample, field, value):
+    """A validator that raises something else than it promises takes the line number with it."""
+    problem = find_problem({**sample, field: value})
+    assert problem is None or (isinstance(problem, str) and problem.isprintable())
+
+
+@given(st.binary(max_size=60) | JSON_VALUES.map(lambda value: json.dumps(value).encode()))
+def test_any_line_is_judged(tmp_path_factory, line):
+    file = tmp_path_factory.mktemp("any") / "x.jsonl"
+    file.write_bytes(line.replace(b"\n", b" ") + b"\n" + json.dumps(QA).encode())
+    *others, last = judged_lines(file)
+    assert last == (2, QA, None) and all(problem for _, _, problem in others)
+
+
+def test_a_key_that_nobody_reads_is_named_once_with_the_one_it_resembles():
+    """`video_start` for `start`: the whole video is shown, and the spans count from another second."""
+    samples = [{**GROUNDING, "video_start": 5.0}, {**GROUNDING, "video_start": 6.0, "mood": "blue"}, {**QA, "category": "CW"}]
+    assert unread_keys(samples) == ["unknown key 'video_start' in 2 samples is not read; is it meant for 'start'?",
+                                    "unknown key 'mood' in 1 sample is not read"]
+    assert unread_keys([{"\x1b[2J": 1}]) == ["unknown key '\\x1b[2J' in 1 sample is not read"]
+    assert doctest.testmod(lib.samples).failed == 0
+
+
+@given(st.text(st.characters(codec="utf-8"), max_size=30))
+def test_any_entry_is_taken_apart_or_refused_by_name(entry):
+    """An entry comes from the command line, where anything can be typed."""
+    with pytest.raises(ValueError, match="no such file"):
+        parse_entry(f"gone {entry}")
+
+
+def test_a_share_of_more_than_everything_is_refused(tmp_path):
+    """A slip of a finger (200 for 20) trained on everything."""
+    file = write_lines(tmp_path / "x.jsonl", [QA])
+    with pytest.raises(ValueError, match="':200%': a share is at most 100%"):
+        load_samples([f"{file}:200%"])
 
 
 def test_lines_end_at_newlines_only(tmp_path):
@@ -112,11 +209,11 @@ def test_annotations_are_not_repaired(tmp_path):
     assert load_samples([str(file)])[0]["spans"] == [[38, 13]]
 
 
-def test_half_a_surrogate_pair_is_written_and_read_again(tmp_path):
-    """A text cut in the middle of an emoji, after a night of decoding: no reason to lose the night."""
+def test_half_a_surrogate_pair_is_written(tmp_path):
+    """In bad.jsonl, of all places: a text cut in the middle of an emoji is no reason to lose a night of decoding."""
     write_jsonl(tmp_path / "x.jsonl", [sample := {**QA, "question": "ü \ud83d \U0001f600"}])
     assert (tmp_path / "x.jsonl").read_bytes().decode("utf-8").count("\\ud83d") == 1
-    assert load_samples([str(tmp_path / "x.jsonl")])[0]["question"] == sample["question"]
+    assert json.loads((tmp_path / "x.jsonl").read_text(encoding="utf-8")) == sample
 
 
 def test_lists_written_elsewhere_still_find_videos_that_lay_beside_the_source(tmp_path):

@@ -145,9 +145,9 @@ def test_lines_that_training_refuses_are_set_apart_and_the_rest_loads(tmp_path):
     assert check(str(file), tmp_path, settings=SETTINGS, num_workers=0) == (2, 8)
     assert [sample["id"] for sample in load_samples([str(tmp_path / "good.jsonl")])] == ["a", "b"]
     bad = [json.loads(line) for line in open(tmp_path / "bad.jsonl", encoding="utf-8")]
-    starts = ["line 2: field 'question' is ' '", "line 4: it cannot be read", "line 5: '[1, 2]' is not a JSON object",
+    starts = ["line 2: field 'question' is ' '", "line 4: not a JSON object", "line 5: [1, 2] is not a JSON object",
               "no such file; check the path, and --video_root where there is one", "line 7: field 'id': 'a' is also the id of line 1",
-              "line 8: it cannot be read", "line 9: field 'duration' is '1000", "line 11: it cannot be read"]
+              "line 8: not a JSON object", "line 9: field 'duration' is 1000", "line 11: not a JSON object"]
     assert all(sample["reason"].startswith(start) for start, sample in zip(starts, bad, strict=True))
     assert bad[0].items() >= {"id": "b", "question": " "}.items() and bad[1]["text"] == '{"id": "torn", "ta'
     assert bad[2]["text"] == "[1, 2]" and bad[4]["note"] == "again"

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from video_files import pictures, write_folder
 
 import tools.convert
 from lib.samples import load_samples
@@ -409,7 +410,7 @@ BROKEN = {
     "letters out of order": ("videochat_r1_gqa", gqa(options=["(B) x", "(A) y"]), "'(B) x'"),
     "an answer nobody offered": ("videochat_r1_gqa", gqa(answer="(F)"), "'F'"),
     "the same id twice": ("videochat_r1_gqa", {"nextgqa_val.json": GQA * 2}, "'77_3'"),
-    "a video that is a number": ("videochat_r1_gqa", gqa(video=77), "field 'video' is '77'"),
+    "a video that is a number": ("videochat_r1_gqa", gqa(video=77), "field 'video' is 77"),
     "a text nobody offered": ("nextgqa", nextgqa("77,9,9,9,q,zzz,0,CW,a,b,c,d,e\n"), "test.csv, line 2"),
     "a question without windows": ("nextgqa", nextgqa("77,9,9,9,q,a,3,CW,a,b,c,d,e\n"), "there is no '3'"),
     "a comma without quotes": ("nextqa", nextqa("55,9,9,9,a,3,0,7,DO,a,b,c,d,e\n"), "test.csv, line 4: the row"),
@@ -488,14 +489,15 @@ def test_an_empty_annotation_is_written_and_named_with_its_line_and_the_remedy(t
         (False, False), (True, False), (False, True)]
     out = tmp_path / "samples.jsonl"
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-4].startswith(f"{out}:2: cannot be loaded: field 'spans' is '[]'")
+    assert lines[-4].startswith(f"{out}:2: cannot be loaded: field 'spans' is []")
     assert lines[-3].startswith(f"{out}:3: cannot be loaded: field 'question' is ''")
     assert lines[-2:] == [f"training refuses a file with such lines; `python data.py check {out}` sets 2 of them apart",
                           f"wrote 3 samples to {out}"]
     with pytest.raises(ValueError, match="samples.jsonl:2: field 'spans'"):
         load_samples([str(out)])
     for sample in samples:
-        del sample["video"]
+        sample["video"] = "frames"
+    write_folder(tmp_path / "frames", pictures(4))
     out.write_text("".join(json.dumps(sample) + "\n" for sample in samples))
     assert check(str(out), tmp_path / "checked", num_workers=0) == (1, 2)
     assert len(load_samples([str(tmp_path / "checked" / "good.jsonl")])) == 1
@@ -781,6 +783,14 @@ def test_rextime_rows_with_options_are_questions_and_rows_without_are_not(suffix
             "duration": 99.5,
         },
     ]
+
+
+def test_rextime_windows_that_are_left_out_are_named(tmp_path, capsys):
+    """The first window became the truth, and the others were dropped without a word."""
+    row = REXTIME_ROWS[0] | {"relevant_windows": [[0, 16], [40, 58]]}
+    [sample] = converted("rextime", put(tmp_path / "in", {"qv.jsonl": json.dumps(row)}) / "qv.jsonl", tmp_path)
+    assert sample["spans"] == [[0, 16]]
+    assert "left out of qv.jsonl, line 1, qid 'q1': windows [[40, 58]] behind the first, [0, 16]" in capsys.readouterr().out
 
 
 # ---- questions ------------------------------------------------------------------------------------------------------

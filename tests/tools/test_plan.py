@@ -419,11 +419,11 @@ def test_the_command_prints_the_plan(capsys):
     assert "does not fit: needs 158 GB, more than a card of 80 GB; what helps: --shard on (3" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments, message", [(["--gpus", "0"], "--gpus is 0"), (["--stage", "x"], "invalid choice"),
-                                                (["--samples", "-1"], "above 0"),
-                                                (["--card_gb", "-1"], "--card_gb is -1"),
+@pytest.mark.parametrize("arguments, message", [(["--gpus", "0"], "--gpus: 0 is not a whole number from 1"), (["--stage", "x"], "invalid choice"),
+                                                (["--samples", "-1"], "--samples: -1 is not"),
+                                                (["--card_gb", "-1"], "--card_gb: -1 is not"),
                                                 (["--card", "b200"], "invalid choice"),
-                                                (["--lora_rank", "-1"], "--lora_rank is -1"),
+                                                (["--lora_rank", "-1"], "--lora_rank: -1 is not"),
                                                 (["--stage", "answer", "--shard", "on"], "--stage answer")])
 def test_wrong_settings_are_refused(arguments, message, capsys):
     with pytest.raises(SystemExit):
