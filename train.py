@@ -138,6 +138,8 @@ class Config:
     compile: bool = machine(False, "sample with one decoder layer compiled by torch.compile: faster steps, after a minute of "
                                    "compiling (a GPU and its compiler; not with --shard)")
     num_workers: int = machine(2, "processes that decode videos ahead; 0 decodes in this one", with_model=4)
+    max_bad_share: float = machine(0.1, "of the videos tried so far, from the 100th on: when more cannot be read, the run saves "
+                                        "its state and ends; 1: never")
     frame_cache: str = machine("", "folder that keeps decoded clips for later epochs and runs; several processes may share it")
     frame_cache_gb: float = machine(50.0, "its size, in 10^9 bytes; clips that were not used for longest leave")
     wait_minutes: float = machine(60.0, "a process that is in one phase of a step for longer ends the run, and says who is "
@@ -195,6 +197,8 @@ def find_problem(config: Config) -> str | None:
         return "--offload keeps shards on the CPU; with --shard off there are none"
     if config.compile and (config.shard == "on" or config.offload):
         return "--compile compiles layers that are whole: leave it out, or --shard on and --offload"
+    if not 0 <= config.max_bad_share <= 1:
+        return f"--max_bad_share is {config.max_bad_share}; it is a share of the videos, from 0 to 1"
     if config.wait_minutes <= 0:
         return f"--wait_minutes is {config.wait_minutes}; it must be more than 0"
     sources = (config.model, *config.train_data, *config.eval_data)
@@ -287,6 +291,7 @@ def sample_groups(run: Run, policy: VideoLM, questions: Questions, score, step: 
         run.clock("wait")
         # The next step's videos are decoded by other processes while the model works on these.
         batch = questions.next(wanted, ahead=config.questions)
+        run.check_videos(batch.tried)
         run.clock("sample")
         # By place, not by sample: a sample that comes twice in a step is answered twice, and on no rank otherwise.
         seeds = [sampling_seed(config.seed, step, place) for place in batch.places]
@@ -378,6 +383,7 @@ def warm_start(run: Run, policy: VideoLM, samples: list[dict]) -> None:
     for step in run.steps("sft", steps, policy, optimizer, questions):
         run.clock("wait")
         batch = questions.next(config.sft_questions)
+        run.check_videos(batch.tried)
         run.clock("learn")
         groups = [imitation_group(policy, prompt, config.prompt) for prompt in batch.prompts]
         # The prompt is not among them: a model that learns to predict its questions forgets how to answer.
@@ -432,6 +438,8 @@ def select_samples(run: Run, policy: VideoLM, samples: list[dict], score) -> dic
         predictions = answer_all(policy, run.loader, samples, world, sampling, score, "selected", partial_answers,
                                  progress=run.progress)
     # The task's own score decides, without `format`: samples that differ in their tags alone teach nothing about videos.
+    problems = {p["id"]: p["problem"] for p in predictions if p["reasons"][0] == "unreadable_video"}
+    run.check_videos([(sample["video"], problems.get(sample["id"], "")) for sample in world.share(samples) if "video" in sample])
     ids, report = select(samples, {p["id"]: p for p in predictions}, min_std=config.select_min_std,
                          min_mean=config.select_min_mean, seed=config.seed)
     if world.is_first:
@@ -604,8 +612,7 @@ def carry_out(config: Config, world: World) -> None:
     settings = VideoSettings(config.fps, config.max_frames, config.total_pixels, config.min_pixels)
     cache_bytes = 2**32 if config.model else 2**29  # of decoded clips in memory
     with VideoLoader(settings, num_workers=config.num_workers, cache_bytes=cache_bytes, frame_cache=config.frame_cache,
-                     frame_cache_gb=config.frame_cache_gb) as loader:
-        run = Run(config, world, loader)
+                     frame_cache_gb=config.frame_cache_gb) as loader, Run(config, world, loader) as run:
         if config.model and world.is_first:
             for name, value in read_asked(config.model).items():
                 if getattr(config, name) != value:
@@ -628,6 +635,8 @@ def carry_out(config: Config, world: World) -> None:
             run_stages(run, initial, train, held_out, score)
         except torch.OutOfMemoryError as error:
             raise SystemExit(run.end_out_of_memory(error)) from None
+        except KeyboardInterrupt:
+            run.end_interrupted()
     run.seconds["total"] = round(run.seconds.get("total", 0.0) + time.time() - began, 2)
     if world.is_first:
         finish(run, held_out)
@@ -660,3 +669,5 @@ if __name__ == "__main__":
         main()
     except (ValueError, OSError) as error:  # a wrong file or value, named in the message
         raise SystemExit(f"error: {error}") from error
+    except KeyboardInterrupt:  # before there was a run
+        raise SystemExit(130) from None

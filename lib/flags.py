@@ -1,11 +1,12 @@
 """A command's flags from a dataclass: each field is a flag, with its default, its help and its choices beside it."""
 
 import argparse
-import json
 import shlex
 from dataclasses import field, fields
 from pathlib import Path
 from typing import Any
+
+from lib.files import read_json
 
 
 def flag(default, help: str, *, with_model=None, choices: tuple = (), group: str = "", kind: type | None = None,
@@ -77,7 +78,7 @@ def settings_of_the_run(cls: type, given: dict, fixed: tuple[str, ...], parser: 
     file = Path(given.get("out") or default_of(out, bool(given.get("model")))) / "config.json"
     if not file.exists():
         return given
-    saved = json.loads(file.read_text())
+    saved = read_json(file)
     for name in fixed:
         if name in given and given[name] != saved.get(name):
             parser.error(f"--resume: this run has --{name} {saved.get(name)}, not {given[name]}; name another --out")

@@ -167,6 +167,7 @@ def test_a_resumed_run_goes_on_where_it_stood_and_keeps_two_checkpoints(model, t
         run.seconds["sft"] = 10.0 * (step + 1)
         if step == 6:
             break  # killed in step 7
+    run.lock.close()
     assert sorted(path.name for path in run.out.glob("checkpoint-*")) == ["checkpoint-0-sft-000004", "checkpoint-0-sft-000006"]
     again, stream = new_run(tmp_path / "run", "--resume"), Questions(samples, 0, ALONE)
     assert again.position() == ("sft", 6)
@@ -221,17 +222,21 @@ def test_running_out_of_memory_costs_no_finished_step(unbroken, started, monkeyp
 # --- what is logged of a step -----------------------------------------------------------------------------------------
 
 
-def test_only_steps_in_a_row_without_a_finite_gradient_end_a_run(tmp_path):
+def test_only_steps_in_a_row_without_a_finite_gradient_end_a_run(tmp_path, capsys):
     """In bfloat16 a step that overflows comes and goes; one count over the whole run would end every long one."""
-    run = new_run(tmp_path / "run")
+    run, saved = new_run(tmp_path / "run"), []
+    run.begun = SimpleNamespace(phase="sft", model=None, optimizer=None, questions=SimpleNamespace(cursor=30))
+    run.save = lambda *what: saved.append(what)
 
     def step(norm):
-        run.check_gradient({"phase": "sft", "step": 9, "grad_norm": norm}, ["a", "b"])
+        run.check_gradient({"phase": "sft", "step": 9, "grad_norm": norm, "loss": 0.1}, ["a", "b"])
 
     for norm in [None] * (BAD_STEPS - 1) + [0.5] + [None] * (BAD_STEPS - 1):
         step(norm)
     with pytest.raises(SystemExit, match=r"sft step 9: 5 steps in a row .*\['a', 'b'\]"):
         step(None)
+    assert saved == [("sft", 9, None, None, 30)]
+    assert capsys.readouterr().out.count("questions: ['a', 'b']") == 9  # each of these steps names its own
 
 
 def group(name: str, rewards: list[float], gap: float | None = None, lengths=(2, 3)):
