@@ -161,6 +161,7 @@ def load_checkpoint(folder: Path, model, optimizer: torch.optim.Optimizer, **num
     try:
         dcp.load(state, storage_reader=Reader(folder))
     except CheckpointException as error:
-        reasons = "; ".join(f"rank {rank}: {failure[0]}" for rank, failure in error.failures.items())
+        # their kinds alone: the library's text advises to load what is damaged without `weights_only`
+        reasons = "; ".join(f"rank {rank}: {type(failure[0]).__name__}" for rank, failure in error.failures.items())
         raise ValueError(f"{folder} is damaged ({reasons}): delete it, and --resume goes on from the one before") from error
     return {name: float(state[name]) for name in numbers}

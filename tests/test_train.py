@@ -361,13 +361,13 @@ def test_too_many_unreadable_videos_end_a_run_with_its_state(started, monkeypatc
     monkeypatch.setattr(lib_run, "ENOUGH_VIDEOS", 4)
     for k in (1, 3, 5):
         (started / "toy" / "videos" / f"train-000{k}.mp4").write_bytes(b"not a video")
-    arguments = [*STARTED, "--sft_steps", "0", "--steps", "40", "--questions", "1", "--group_size", "2", "--max_new_tokens", "2"]
+    arguments = [*STARTED, "--sft_steps", "0", "--steps", "40", "--questions", "3", "--group_size", "2", "--max_new_tokens", "2"]
     with pytest.raises(SystemExit, match=r"\d of the \d videos tried so far cannot be read, more than --max_bad_share 0.1"):
         train.main([*arguments, "--out", "run"])
     assert "train-000" in capsys.readouterr().out
     done = len(lines(Path("run/metrics.jsonl")))
-    assert done >= 3 and newest_checkpoint(Path("run")).name == f"checkpoint-1-grpo-{done:06d}"
-    train.main(["--resume", "--out", "run", "--max_bad_share", "0.6", "--steps", str(done + 6)])
+    assert done >= 1 and newest_checkpoint(Path("run")).name == f"checkpoint-1-grpo-{done:06d}"
+    train.main(["--resume", "--out", "run", "--max_bad_share", "1", "--steps", str(done + 6)])
     assert len(lines(Path("run/metrics.jsonl"))) == done + 6
 
 
