@@ -117,6 +117,9 @@ def workers_of(pid: int) -> list[int]:
         return []
 
 
+FAULTS = ["kill all", "kill one", "SIGTERM", "stop a worker", "kill a worker"]
+
+
 def strike(fault: str, ranks: list, chance: random.Random) -> None:
     """One fault. Whatever it leaves alive has to end by itself, or to go on."""
     if fault in ("kill all", "SIGTERM"):
@@ -135,26 +138,25 @@ def test_a_run_in_which_everything_goes_wrong_comes_to_its_end(whole_run, tmp_pa
     half written is left. The runs of kills alone show that it is the same run; a worker that dies costs its video."""
     start_of(whole_run, tmp_path)
     chance, struck, out = random.Random(0), [], tmp_path / "run"
-    faults = ["kill all", "kill one", "SIGTERM", "stop a worker", "kill a worker", "full disk"]
     first = [*STARTED, "--sft_steps", "20", "--steps", "40", "--questions", "2", "--num_workers", "1", "--save_every", "3",
              "--wait_minutes", "1", "--max_bad_share", "1", "--out", "run"]
     for attempt in range(200):
-        fault = chance.choice(faults) if len(struck) < 40 else "none"
+        is_full = len(struck) < 30 and chance.random() < 0.15
+        struck += ["full disk"] * is_full
         arguments = ["--resume", "--out", "run"] if (out / "config.json").exists() else first
         ranks = start_ranks(tmp_path / "log", 2, train_with_short_deadlines, tmp_path, arguments,
-                            2**16 if fault == "full disk" else resource.RLIM_INFINITY)
-        ranks[0].join(chance.uniform(2.0, 8.0))
-        if ranks[0].is_alive() and fault != "none":
-            strike(fault, ranks, chance)
-            struck.append(fault)
-        elif fault == "full disk":
-            struck.append(fault)
+                            2**16 if is_full else resource.RLIM_INFINITY)
+        while all(rank.is_alive() for rank in ranks):
+            ranks[0].join(chance.uniform(1.0, 5.0))
+            if all(rank.is_alive() for rank in ranks) and len(struck) < 30:
+                struck.append(chance.choice(FAULTS))
+                strike(struck[-1], ranks, chance)
         for rank in ranks:
             rank.join(120)
-        assert not any(rank.is_alive() for rank in ranks), (fault, read(tmp_path / "log", 0)[-2000:])
+        assert not any(rank.is_alive() for rank in ranks), (struck[-1], read(tmp_path / "log", 0)[-2000:])
         if [rank.exitcode for rank in ranks] == [0, 0]:
             break
-    print(f"{attempt + 1} starts; faults: { {fault: struck.count(fault) for fault in faults} }")
+    print(f"{attempt + 1} starts; faults: { {fault: struck.count(fault) for fault in (*FAULTS, 'full disk')} }")
     assert [rank.exitcode for rank in ranks] == [0, 0], read(tmp_path / "log", 0)[-3000:]
     log = [(line["phase"], line["step"]) for line in lines(out / "metrics.jsonl")]
     assert log == [("sft", k) for k in range(1, 21)] + [("grpo", k) for k in range(1, 41)]
