@@ -141,7 +141,7 @@ def test_a_run_in_which_everything_goes_wrong_comes_to_its_end(whole_run, tmp_pa
     first = [*STARTED, "--sft_steps", "20", "--steps", "40", "--questions", "2", "--num_workers", "1", "--save_every", "3",
              "--wait_minutes", "1", "--max_bad_share", "1", "--out", "run"]
     for attempt in range(200):
-        is_full = len(struck) < 30 and chance.random() < 0.15
+        is_full = len(struck) < 30 and attempt % 4 == 1
         struck += ["full disk"] * is_full
         arguments = ["--resume", "--out", "run"] if (out / "config.json").exists() else first
         ranks = start_ranks(tmp_path / "log", 2, train_with_short_deadlines, tmp_path, arguments,
