@@ -23,10 +23,13 @@ serves all tokens of a completion), a learned reward model, KL inside the reward
 filtering of overlong completions.
 """
 
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from math import isfinite
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -313,7 +316,7 @@ def rollout(policy: VideoLM, prompts: list[Prompt], score: Callable[[dict, str],
     for prompt, video, (tokens, logps) in zip(prompts, videos, sampled):
         mask = completion_mask(tokens, policy.eos_ids)
         texts = [policy.tokenizer.decode(row[keep], skip_special_tokens=True) for row, keep in zip(tokens, mask)]
-        scores = [score(prompt.sample, text) for text in texts]
+        scores = [score_or_name(score, prompt.sample, text) for text in texts]
         ended = torch.isin(tokens, torch.tensor(policy.eos_ids, device=tokens.device)).any(dim=1)  # (G,)
         reasons = [scored.reason if end else "truncated" for scored, end in zip(scores, ended.tolist())]
         rewards = torch.tensor([[scored.total for scored in scores]], dtype=torch.float64)  # (1, G)
@@ -321,6 +324,25 @@ def rollout(policy: VideoLM, prompts: list[Prompt], score: Callable[[dict, str],
         kept = video if policy.vision_is_frozen else None
         groups.append(Group(prompt, tokens, mask, advantages, logps, texts, scores, reasons, kept))
     return groups
+
+
+def score_or_name(score: Callable[[dict, str], Any], sample: dict, text: str) -> Any:
+    """The score of one completion. ValueError that names reward, sample and completion where a reward, which anybody may have
+    edited, raises or is no finite number: one nan among siblings makes the advantages of all of them nan."""
+    told = f"for sample {sample.get('id')} and the completion {text!r}"
+    try:
+        scored = score(sample, text)
+        wrong = {name: value for name, value in {**scored.parts, "the total": scored.total}.items() if not isfinite(value)}
+    except torch.OutOfMemoryError:  # of a judge; what lowers it is said elsewhere
+        raise
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise ValueError(f"the reward raised {type(error).__name__} ({error}) in {place.name}, {Path(place.filename).name} line "
+                         f"{place.lineno}, {told}") from error
+    if wrong:
+        raise ValueError(f"the reward is no finite number: {', '.join(f'{name} is {value}' for name, value in wrong.items())}, "
+                         f"of task {sample.get('task')}, {told}")
+    return scored
 
 
 # ---- the update: from groups to gradients ---------------------------------------------------------------------------

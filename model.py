@@ -312,13 +312,13 @@ class VideoLM:
         folder whose files are broken or whose weights are not this model's."""
         hf_folder.check_folder(Path(name))
         try:
-            config = AutoConfig.from_pretrained(name)
+            config = AutoConfig.from_pretrained(name, trust_remote_code=False)  # never ask, never run it
         except OSError as error:
             raise ValueError(f"--model {name}: no such folder or hub id that could be loaded "
                              f"({str(error).splitlines()[0]})") from error
         hf_folder.check_type(name, config.model_type)
         hf = hf_folder.load_whole(Qwen2_5_VLForConditionalGeneration, name, dtype)
-        model = cls(hf.to(device), AutoTokenizer.from_pretrained(name), name)
+        model = cls(hf.to(device), AutoTokenizer.from_pretrained(name, trust_remote_code=False), name)
         # Now, because at the end of a run the folder may be gone, or be another model's.
         model.own_files = hf_folder.own_files(name)
         return model

@@ -146,6 +146,8 @@ class Config:
     compile: bool = machine(False, "sample with one decoder layer compiled by torch.compile: faster steps, after a minute of "
                                    "compiling (a GPU and its compiler; not with --shard)")
     num_workers: int = machine(2, "processes that decode videos ahead; 0 decodes in this one", with_model=4, within=WORKERS)
+    max_bad_share: float = machine(0.1, "of the videos tried so far, from the 100th on: when more cannot be read, the run saves "
+                                         "its state and ends; 1: never", within=SHARE)
     frame_cache: str = machine("", "folder that keeps decoded clips for later epochs and runs; several processes may share it")
     frame_cache_gb: float = machine(50.0, "its size, in 10^9 bytes; clips that were not used for longest leave; "
                                           "without --frame_cache nothing is kept",
@@ -288,6 +290,7 @@ def sample_groups(run: Run, policy: VideoLM, questions: Questions, score, step: 
         run.clock("wait")
         # The next step's videos are decoded by other processes while the model works on these.
         batch = questions.next(wanted, ahead=config.questions)
+        run.check_videos(batch.tried)
         run.clock("sample")
         # By place, not by sample: a sample that comes twice in a step is answered twice, and on no rank otherwise.
         seeds = [sampling_seed(config.seed, step, place) for place in batch.places]
@@ -379,6 +382,7 @@ def warm_start(run: Run, policy: VideoLM, samples: list[dict]) -> None:
     for step in run.steps("sft", steps, policy, optimizer, questions):
         run.clock("wait")
         batch = questions.next(config.sft_questions)
+        run.check_videos(batch.tried)
         run.clock("learn")
         groups = [imitation_group(policy, prompt, config.prompt) for prompt in batch.prompts]
         # The prompt is not among them: a model that learns to predict its questions forgets how to answer.
@@ -433,6 +437,8 @@ def select_samples(run: Run, policy: VideoLM, samples: list[dict], score) -> dic
         predictions = answer_all(policy, run.loader, samples, world, sampling, score, "selected", partial_answers,
                                  progress=run.progress)
     # The task's own score decides, without `format`: samples that differ in their tags alone teach nothing about videos.
+    problems = {p["id"]: p["problem"] for p in predictions if p["reasons"][0] == "unreadable_video"}
+    run.check_videos([(sample["video"], problems.get(sample["id"], "")) for sample in world.share(samples) if "video" in sample])
     ids, report = select(samples, {p["id"]: p for p in predictions}, min_std=config.select_min_std,
                          min_mean=config.select_min_mean, seed=config.seed)
     if world.is_first:
@@ -607,8 +613,7 @@ def carry_out(config: Config, world: World) -> None:
         print(note)
     cache_bytes = 2**32 if config.model else 2**29  # of decoded clips in memory
     with VideoLoader(settings, num_workers=config.num_workers, cache_bytes=cache_bytes, frame_cache=config.frame_cache,
-                     frame_cache_gb=config.frame_cache_gb) as loader:
-        run = Run(config, world, loader)
+                     frame_cache_gb=config.frame_cache_gb) as loader, Run(config, world, loader) as run:
         if config.model and world.is_first:
             for name, value in read_asked(config.model).items():
                 if getattr(config, name) != value:
@@ -633,6 +638,8 @@ def carry_out(config: Config, world: World) -> None:
             run_stages(run, initial, train, held_out, score)
         except torch.OutOfMemoryError as error:
             raise SystemExit(run.end_out_of_memory(error)) from None
+        except KeyboardInterrupt:
+            run.end_interrupted()
     run.seconds["total"] = round(run.seconds.get("total", 0.0) + time.time() - began, 2)
     if world.is_first:
         finish(run, held_out)

@@ -1,11 +1,18 @@
-"""Files that are whole or not there: written under another name beside the place, then renamed."""
+"""Files that are whole or not there: written under another name beside the place, then renamed. And files that one holds."""
 
+import json
 import os
 import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 PARTIAL, REPLACED = "partial-", "replaced-"  # what a killed process may leave behind begins so
 
@@ -54,3 +61,39 @@ def remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+def read_json(file: Path) -> dict:
+    """The object in `file`. ValueError that names the file, where a crash of the machine has torn it."""
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+        problem = "" if isinstance(value, dict) else "no object in braces"
+    except ValueError as error:  # no JSON, or no UTF-8
+        problem = str(error)
+    if problem:
+        raise ValueError(f"{file} is damaged ({problem}): put back a copy of it, or start again (--overwrite, or another --out)")
+    return value
+
+
+def hold(file: Path, alone: bool) -> TextIO:
+    """`file`, held until it is closed or this process ends, in whatever way: the kernel lets go of it. `alone`, or together
+    with others that hold it so. BlockingIOError where somebody else's hold does not allow it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    held = open(file, "a+", encoding="utf-8")
+    try:
+        change_hold(held, alone)
+    except BlockingIOError:
+        held.close()
+        raise
+    return held
+
+
+def change_hold(held: TextIO, alone: bool) -> None:
+    """A file system that knows no locks holds nothing, and refuses nobody."""
+    try:
+        if fcntl:
+            fcntl.flock(held, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:
+        pass

@@ -5,7 +5,6 @@ is refused before anything begins. Commands without a dataclass give argparse th
 """
 
 import argparse
-import json
 import math
 import re
 import shlex
@@ -13,6 +12,7 @@ from dataclasses import field, fields
 from pathlib import Path
 from typing import Any
 
+from lib.files import read_json
 from lib.samples import is_number
 from lib.terminal import printable
 
@@ -139,7 +139,7 @@ def settings_of_the_run(cls: type, given: dict, fixed: tuple[str, ...], parser: 
     file = Path(given.get("out") or default_of(out, bool(given.get("model")))) / "config.json"
     if not file.exists():
         return given
-    saved = json.loads(file.read_text())
+    saved = read_json(file)
     for name in fixed:
         if name in given and given[name] != saved.get(name):
             parser.error(f"--resume: this run has --{name} {saved.get(name)}, not {given[name]}; name another --out")

@@ -49,8 +49,8 @@ class LanguageModelJudge:
     def __init__(self, name: str, device: str | torch.device = "cpu"):
         self.device = torch.device(device)
         dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
-        self.tokenizer = AutoTokenizer.from_pretrained(name)
-        self.model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype).to(self.device).eval()
+        self.tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        self.model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, trust_remote_code=False).to(self.device).eval()
         self.model.requires_grad_(False)
         self.before, self.after = self._surroundings()
         yes, no = self._first_tokens(YES), self._first_tokens(NO)

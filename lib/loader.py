@@ -44,7 +44,8 @@ from lib.files import PARTIAL, write_whole
 from lib.readers import READER, VideoError, length_of
 
 ROOT = Path(__file__).resolve().parent.parent
-STARTUP_SECONDS = 600  # importing torch from a busy network disk takes minutes; the deadline counts from after it
+STARTUP_SECONDS = 120  # to import torch, which the parent has just read from the same disk; the deadline counts from after it
+STARTS = 3  # of a worker, before it is given up
 CACHE_VERSION = 2  # of the frames on the disk: raise it when the same file, settings and READER give other frames
 ATTEMPTS = 2  # at a file that fails: a busy disk is no bad file, and a bad file must not cost its deadline every epoch
 
@@ -115,8 +116,10 @@ class _Worker:
             if not self.closed:
                 path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
                 # -P: what lies in the folder that the run was started in must not take the place of our modules
+                # a session of its own: torchrun sends SIGTERM to all of a rank's session, and the rank's last step needs videos
                 self.process = subprocess.Popen([sys.executable, "-P", "-m", "lib.loader"], stdin=subprocess.PIPE,
-                                                stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path})
+                                                stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path},
+                                                start_new_session=True)
                 self.is_ready = False
 
     def ask(self, job: tuple, seconds: float) -> tuple:
@@ -125,11 +128,7 @@ class _Worker:
             self.end()
             self.start()
         if not self.is_ready:
-            if self._receive(STARTUP_SECONDS) != "ready":
-                status = self.end()
-                self.start()
-                raise RuntimeError(f"a decode worker did not start (exit status {status}); its message is above")
-            self.is_ready = True
+            self._wait_until_ready()
         try:
             _send(self.process.stdin, job)
         except OSError:  # it died just now; what follows says so
@@ -142,6 +141,22 @@ class _Worker:
         path = job[1]
         raise VideoError(path, f"no answer in {seconds:g} s" if answer == "late"
                          else f"the decoder died (exit status {status})")
+
+    def _wait_until_ready(self) -> None:
+        """A child that was killed, or stopped, while it started gets a successor; ChildProcessError when that does not help."""
+        for attempt in range(1, STARTS + 1):
+            message = self._receive(STARTUP_SECONDS)
+            if message == "ready":
+                self.is_ready = True
+                return
+            pid, status = self.process.pid, self.end()
+            what = f"was not ready after {STARTUP_SECONDS:g} s" if message == "late" else f"ended with status {status}"
+            if self.closed:
+                break
+            self.start()
+            tqdm.write(f"decode worker (process {pid}) {what} while it started; start {attempt} of {STARTS}", file=sys.stderr)
+        raise ChildProcessError(f"a decode worker did not start, {STARTS} times; the last one {what}, and its message is above "
+                                "(--num_workers 0 decodes without workers)")
 
     def _receive(self, seconds: float) -> object:
         """One message; "late" if the child had to be killed for it, "dead" if it ended by itself."""

@@ -69,6 +69,7 @@ class Batch:
     prompts: list[Prompt]
     places: list[int]  # in the endless stream, of each prompt
     unreadable: int  # how many of the share could not be read
+    tried: list[tuple[str, str]]  # the video of each of the share, and why it could not be read, or ""
 
 
 class Questions:
@@ -110,4 +111,5 @@ class Questions:
         for problem in problems.values():
             tqdm.write(f"unreadable, left out: {printable(problem)}")
         readable = [(prompt, place) for prompt, (place, _) in zip(prompts, mine) if prompt is not None]
-        return Batch([prompt for prompt, _ in readable], [place for _, place in readable], len(mine) - len(readable))
+        tried = [(sample["video"], str(problems.get(sample["id"], ""))) for _, sample in mine if "video" in sample]
+        return Batch([prompt for prompt, _ in readable], [place for _, place in readable], len(mine) - len(readable), tried)

@@ -2,18 +2,25 @@
 
     config.json  metrics.jsonl  completions.jsonl  state.json  summary.json  checkpoint-*/  warm_start/  best/  final/
 
-A run that was interrupted goes on from its newest checkpoint; what the logs hold behind it is written again.
+A run that was interrupted goes on from its newest checkpoint; what the logs hold behind it is written again. A run that is
+asked to end (SIGTERM) saves first. While it goes on its processes hold the file `lock`, and no other run may have the folder.
 """
 
 import json
 import math
+import os
 import shutil
+import signal
+import socket
+import sys
+import threading
 import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TextIO
 
 import torch
 from tqdm import tqdm
@@ -21,7 +28,7 @@ from tqdm import tqdm
 from lib import checkpoints, hub, lora, memory
 from lib.answers import write_asked
 from lib.distributed import World
-from lib.files import clear_leftovers, write_whole
+from lib.files import change_hold, clear_leftovers, hold, read_json, remove, write_whole
 from lib.progress import Progress
 from lib.questions import Questions
 from rewards import CONTINUOUS, DISCRETE
@@ -30,6 +37,8 @@ PARTS = (*CONTINUOUS, *DISCRETE, "format")  # of the reward, as the log shows th
 PHASES = ("sft", "grpo")  # in this order
 KEEP_CHECKPOINTS = 2
 BAD_STEPS = 5  # so many steps in a row without a finite gradient end a run
+ENOUGH_VIDEOS = 100  # from so many on the share of unreadable ones counts
+LOCK = "lock"  # the file that says who has the folder
 HOPELESS_STEPS = 3  # after so many in which no completion got any reward, something is said
 
 
@@ -56,16 +65,25 @@ class Run:
         self.progress = Progress({}, world.is_first)  # `train.carry_out` knows the work of all stages
         self.samples = {"train": Counter(), "eval": Counter()}  # how many of each task
         self.bad_steps = self.hopeless_steps = 0
-        self.checkpoint = checkpoints.newest_checkpoint(self.out) if config.resume else None
-        state = self.out / "state.json"
+        self.videos: dict[str, str] = {}  # those that were tried, of all ranks: why each cannot be read, or ""
+        self.is_in_steps = self.asked_to_end = False
+        if config.resume and not (self.out / "config.json").exists():
+            raise SystemExit(f"--resume: {self.out} holds no run (there is no config.json); --out names the folder of the run, "
+                             "and a new run is started without --resume")
         if (self.out / "config.json").exists() and not (config.resume or config.overwrite):
             raise SystemExit(f"{self.out} holds a run already: --resume goes on with it, --overwrite deletes it, "
                              "--out names another folder")
-        world.sync()  # nobody deletes or writes before everybody has looked
+        self.lock = self.take_folder()  # nobody deletes or writes before everybody has looked
         if config.overwrite and not config.resume and world.is_first and (self.out / "config.json").exists():
-            shutil.rmtree(self.out)  # only ever a folder that a run has written
+            for path in self.out.iterdir():  # only ever a folder that a run has written
+                if path.name != LOCK:
+                    remove(path)
         world.sync()
-        self.results: dict = json.loads(state.read_text()) if config.resume and state.exists() else {}
+        self.checkpoint, damaged = checkpoints.find_checkpoints(self.out) if config.resume else (None, [])
+        if damaged and world.is_first:
+            tqdm.write(f"damaged: {'; '.join(damaged)}. Going on from the checkpoint before, {self.checkpoint.name}")
+        state = self.out / "state.json"
+        self.results: dict = read_json(state) if config.resume and state.exists() else {}
         self.seconds: dict = self.results.setdefault("seconds", {})
         if world.is_first:
             clear_leftovers(self.out)
@@ -73,6 +91,37 @@ class Run:
             for name in ("metrics.jsonl", "completions.jsonl"):
                 cut_log(self.out / name, self.position() if config.resume else None)
         world.sync()
+
+    def take_folder(self) -> TextIO | None:
+        """Nobody else may write here while one process of this run lives: after `kill -9` of torchrun its ranks go on."""
+        file, world, holders = self.out / LOCK, self.world, ""
+        me = f"rank {world.rank}: process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}"
+        try:
+            held = hold(file, alone=True) if world.is_first else None
+        except BlockingIOError:
+            held, holders = None, file.read_text(encoding="utf-8").strip().replace("\n", ", ")
+        if holders := world.all_gather([holders])[0]:
+            raise SystemExit(f"{self.out} is in use by a run ({holders}): wait for its end, end these processes, or name "
+                             "another --out")
+        if world.is_first:
+            held.truncate(0)
+            change_hold(held, alone=False)  # the other ranks hold it too: it is free when the last of them has ended
+        world.sync()
+        held = held or hold(file, alone=False)
+        print(me, file=held, flush=True)
+        world.sync()
+        return held
+
+    def __enter__(self):
+        if threading.current_thread() is threading.main_thread():
+            self.old_handler = signal.signal(signal.SIGTERM, self.end_soon)
+        return self
+
+    def __exit__(self, *_):
+        """Somebody else may have the folder."""
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self.old_handler)
+        self.lock.close()
 
     # --- stages and steps ---
 
@@ -90,6 +139,7 @@ class Run:
     def steps(self, phase: str, total: int, model, optimizer: torch.optim.AdamW, questions: Questions) -> Iterator[int]:
         """The 0-based steps of a phase that are still to do: from the newest checkpoint on, with a clock of its own
         for each step (`self.clock`), and a checkpoint every `save_every` steps."""
+        self.is_in_steps = True
         first = self.first_step = self.restore(phase, model, optimizer, questions)
         if first < total and phase == "grpo":  # a finished run that is given more steps: its end is no longer the end
             self.results.pop("after", None)
@@ -100,16 +150,62 @@ class Run:
             self.clock = Clock(self.world, f"{phase} step {step + 1}")
             yield step
             self.progress.update(1, self.text)
-            if (step + 1) % self.config.save_every == 0 or step + 1 == total:
+            # one answer for all ranks: the signal comes to each of them at another moment
+            is_last = self.world.all_reduce_max(self.asked_to_end)[0] > 0
+            if is_last or (step + 1) % self.config.save_every == 0 or step + 1 == total:
                 self.save(phase, step + 1, model, optimizer, questions.cursor)
+            if is_last:
+                self.end(f"the state behind {phase} step {step + 1} has been saved: --resume goes on from there")
+        self.is_in_steps, self.begun = False, None
+        if self.asked_to_end:
+            self.end(f"the state behind {phase} step {total} has been saved: --resume goes on from there")
         self.progress.close()
+
+    # --- the end before the end ---
+
+    def end_soon(self, *_) -> None:
+        """SIGTERM: behind the step that has begun, on all ranks; where there is no step, now."""
+        is_new, self.asked_to_end = not self.asked_to_end, True  # it may come twice, from a scheduler and from torchrun
+        if is_new and self.is_in_steps and self.world.is_first:
+            tqdm.write("SIGTERM: this step will be the last one; then its state is saved")
+        if is_new and not self.is_in_steps:
+            self.end(self.what_is_saved())
+
+    def end(self, text: str) -> None:
+        self.progress.end()
+        if self.world.is_first:
+            tqdm.write(f"ended by SIGTERM: {text}", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGTERM)
+
+    def end_interrupted(self) -> None:
+        """Ctrl-C, which is for those who do not want to wait for the end of a step."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # torchrun passes it on, so it comes twice
+        self.progress.end()
+        if self.world.is_first:
+            tqdm.write(f"interrupted: {self.what_is_saved()}", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGINT)
+
+    def what_is_saved(self) -> str:
+        newest = checkpoints.newest_checkpoint(self.out)
+        if newest:
+            return f"--resume goes on from {newest.name}"
+        return "no step had been saved yet; --resume goes on from the last stage that was done"
+
+    def end_saved(self, text: str) -> None:
+        """On all ranks together, before the step that has begun has changed anything."""
+        begun = self.begun
+        if begun and begun.step:
+            begun.optimizer.zero_grad(set_to_none=True)
+            self.save(begun.phase, begun.step, begun.model, begun.optimizer, begun.cursor)
+        self.progress.end()
+        raise SystemExit(text + (f". The state behind {begun.phase} step {begun.step} has been saved" if begun and begun.step else ""))
 
     # --- logs ---
 
     def log(self, line: dict, completions: list[dict] = ()) -> None:
         """One line of metrics.jsonl, and of completions.jsonl one for each completion."""
         if self.world.is_first:
-            append_lines(self.out / "metrics.jsonl", [line])
+            append_lines(self.out / "metrics.jsonl", [{name: finite(value) for name, value in line.items()}])
             append_lines(self.out / "completions.jsonl", completions)
 
     def log_sft(self, step: int, batch, tokens: float, stats: Counter, grad_norm: float, lr: float) -> None:
@@ -155,11 +251,34 @@ class Run:
                        "otherwise than they are written (look at `reason` in completions.jsonl)")
 
     def check_gradient(self, line: dict, ids: list[str]) -> None:
-        """A step without a finite gradient is skipped (by `optimizer_step`); five in a row are not bad luck."""
-        self.bad_steps = 0 if line["grad_norm"] is not None else self.bad_steps + 1
+        """A step without a finite loss and gradient is skipped (by `optimizer_step`), and its questions are named; five in a
+        row are not bad luck. `ids`: of this rank's questions."""
+        if line["grad_norm"] is not None and math.isfinite(line["loss"]):
+            self.bad_steps = 0
+            return
+        self.bad_steps += 1
+        ids = self.world.all_gather(ids)
+        if self.world.is_first:
+            tqdm.write(f"{line['phase']} step {line['step']}: no finite loss or gradient, nothing is learned; questions: {ids}")
         if self.bad_steps == BAD_STEPS:
-            raise SystemExit(f"{line['phase']} step {line['step']}: {BAD_STEPS} steps in a row without a finite gradient; "
-                             f"last questions: {ids}")
+            begun = self.begun  # the weights are those of the last good step; the next run goes on behind these questions
+            self.save(begun.phase, line["step"], begun.model, begun.optimizer, begun.questions.cursor)
+            self.progress.end()
+            raise SystemExit(f"{line['phase']} step {line['step']}: {BAD_STEPS} steps in a row without a finite loss and "
+                             f"gradient; last questions: {ids}. The state is saved: --resume goes on behind them")
+
+    def check_videos(self, tried: list[tuple[str, str]]) -> None:
+        """End a run, with its state, that has lost too many of its videos: what is left is another data set. `tried`: video and
+        problem, "" without one, of this rank's questions. On all ranks together."""
+        self.videos |= dict(self.world.all_gather(tried))
+        bad = [problem for problem in self.videos.values() if problem]
+        if len(self.videos) < ENOUGH_VIDEOS or len(bad) <= self.config.max_bad_share * len(self.videos):
+            return
+        if self.world.is_first:
+            tqdm.write("\n".join(["unreadable:", *bad[:10], *(["..."] if len(bad) > 10 else [])]))
+        self.end_saved(f"{len(bad)} of the {len(self.videos)} videos tried so far cannot be read, more than --max_bad_share "
+                       f"{self.config.max_bad_share:g}: python data.py check keeps the good ones; --resume with another "
+                       "--max_bad_share goes on with what can be read")
 
     # --- what a resumed run needs ---
 
@@ -196,8 +315,7 @@ class Run:
     def save_begun(self) -> str:
         """Save the state behind the steps before the one that has begun, if it is still there; says in a sentence what
         --resume goes on from."""
-        begun, newest = self.begun, checkpoints.newest_checkpoint(self.out)
-        from_newest = f"--resume goes on from {newest.name}" if newest else "nothing had been saved yet"
+        begun, from_newest = self.begun, self.what_is_saved()
         if begun is None or begun.step == 0:
             return from_newest
         if (self.out / checkpoint_name(begun.phase, begun.step)).exists():
@@ -274,13 +392,17 @@ def append_lines(file: Path, lines: list[dict]) -> None:
 
 def cut_log(file: Path, position: tuple[str, int] | None) -> None:
     """Drop the lines behind a checkpoint: the resumed run writes them again."""
-    lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if position and file.exists() else []
+    text = file.read_text(encoding="utf-8", errors="replace") if position and file.exists() else ""
     order = {"": -1} | {phase: i for i, phase in enumerate(PHASES)}
     keep = []
-    for line in lines:
+    for number, line in enumerate(text.splitlines(keepends=True), 1):
         if line.endswith("\n"):  # else the kill came while it was written
-            record = json.loads(line)
-            if (order[record["phase"]], record["step"]) <= (order[position[0]], position[1]):
+            try:
+                record = json.loads(line)
+                is_behind = (order[record["phase"]], record["step"]) > (order[position[0]], position[1])
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"{file} line {number} is damaged ({error!r}): delete it, and --resume goes on") from None
+            if not is_behind:
                 keep.append(line)
     with write_whole(file) as partial:
         partial.write_text("".join(keep), encoding="utf-8")
@@ -319,9 +441,9 @@ class Clock:
         return {name: round(value, 4) for name, value in self.seconds.items()}
 
 
-def finite(number: float) -> float | None:
-    """JSON has no nan."""
-    return number if math.isfinite(number) else None
+def finite(value):
+    """JSON has no nan: None in its place."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def describe(world: World, sampled) -> dict:

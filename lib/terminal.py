@@ -32,6 +32,9 @@ def errors_in_one_sentence(*kinds: type[Exception]) -> Iterator[None]:
     except SystemExit as end:
         close_bars()
         raise SystemExit(printable(end.code, keep="\n") if isinstance(end.code, str) else end.code) from None
+    except KeyboardInterrupt:  # whoever pressed Ctrl-C knows why
+        close_bars()
+        raise SystemExit(130) from None
     except (ValueError, OSError, *kinds) as error:
         close_bars()
         raise SystemExit(f"error: {printable(error, keep=chr(10))}") from error

@@ -89,3 +89,14 @@ def assert_same_run(a: Path, b: Path) -> None:
     assert (apart > 1e-5).float().mean() < 1e-4 and apart.max() < 1e-3
     ours, theirs = (json.loads((folder / "summary.json").read_text())["after"] for folder in (a, b))
     assert ours == pytest.approx(theirs, abs=1e-6)
+
+
+def train_and_be_told_to_end(folder: Path, arguments: list[str], told: tuple[int, ...], step: int) -> None:
+    """The same, but the ranks in `told` get SIGTERM when that step of GRPO, counted from 0, has been logged: before its end."""
+    def log_and_signal(run, now, *rest, log=train.Run.log_grpo):
+        log(run, now, *rest)
+        if now == step and run.world.rank in told:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    train.Run.log_grpo = log_and_signal
+    train_in(folder, arguments)

@@ -538,6 +538,20 @@ def test_a_kl_weight_without_a_reference_is_refused():
         grpo_loss(logps, logps, torch.zeros(1), logps == 0, beta=0.04, clip_low=0.2, clip_high=0.2)
 
 
+def edited(sample, text, value=None):
+    """A reward that somebody has edited."""
+    return rewards.Score(value, {"temporal_iou": value, "format": 0.0}, "ok") if value is not None else sample["span"]
+
+
+@pytest.mark.parametrize("value, said", [
+    (None, r"raised KeyError \('span'\) in edited, test_grpo.py line \d+"), (math.nan, "temporal_iou is nan, the total is nan, of task qa"),
+    (math.inf, "temporal_iou is inf"), ("1", "raised TypeError .*, grpo.py line")])
+def test_a_reward_that_fails_is_named_with_its_sample_and_completion(model, prompts, value, said):
+    """One nan among siblings made every advantage of the group nan, and the run ended five steps later without a reason."""
+    with pytest.raises(ValueError, match=f"the reward .*{said}.*, for sample a and the completion '"):
+        rollout(model, prompts, partial(edited, value=value), group_size=2, max_new_tokens=2, temperature=1.0, seeds=[0, 1, 2])
+
+
 def test_gradient_descent_on_the_loss_finds_the_rewarded_token():
     """The sign of everything at once: a policy over five tokens, paid for token 3, with a KL to where it started."""
     torch.manual_seed(0)

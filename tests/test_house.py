@@ -58,3 +58,15 @@ def test_there_is_no_circle_and_no_import_inside_a_function_to_dodge_one():
     for name, modules in INSIDE.items():
         unknown = {module for module in modules if module.partition(".")[0] not in IN_FUNCTIONS}
         assert all(name == "train" and module.startswith("tools.") for module in unknown), (name, unknown)
+
+
+def test_what_is_loaded_is_never_run():
+    """A checkpoint of the hub may bring code of its own, and a pickle is code: neither is run. (The workers' pipe has our own.)"""
+    for name, tree in TREES.items():
+        for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+            told, text = {word.arg: ast.unparse(word.value) for word in call.keywords}, ast.unparse(call.func)
+            if text.startswith("Auto") and call.func.attr == "from_pretrained":
+                assert told.get("trust_remote_code") == "False", (name, call.lineno)
+            assert text != "torch.load" or told.get("weights_only") == "True", (name, call.lineno)
+            assert call.func.attr not in ("load", "loads") or text != f"pickle.{call.func.attr}" or name == "lib.loader"
+            assert "FileSystemReader" not in text, (name, call.lineno)  # lib.checkpoints.Reader

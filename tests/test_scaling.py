@@ -53,7 +53,7 @@ def test_the_script_starts_a_run_that_train_accepts_and_the_next_time_goes_on(cl
     assert first[:3] == ["torchrun", "--nnodes=2", "--nproc_per_node=8"] and "--rdzv_endpoint=node7:29500" in first
     config = train.parse_config(first[first.index("train.py") + 1:])
     assert config.model and not config.resume and not (cluster / "log").exists()
-    assert f"up to `--save_every` steps (50 with\n`--model`, {config.save_every} here)" in PAGE
+    assert f"up to `--save_every` (50 with `--model`, {config.save_every} here)" in PAGE
     assert train.Config.__dataclass_fields__["save_every"].metadata["with_model"] == 50
     (cluster / config.out).mkdir(parents=True)
     (cluster / config.out / "config.json").write_text("{}")

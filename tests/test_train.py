@@ -18,12 +18,23 @@ import pytest
 import torch
 from conftest import ALONE, ROOT, copy_start
 from processes import read, run_ranks, start_ranks
-from small_runs import STARTED, assert_equal_runs, assert_same_run, lines, run, train_and_die_in_step_3, train_in, weights
+from small_runs import (
+    STARTED,
+    assert_equal_runs,
+    assert_same_run,
+    lines,
+    run,
+    train_and_be_told_to_end,
+    train_and_die_in_step_3,
+    train_in,
+    weights,
+)
 
 import rewards
 import train
 from data import VideoSettings
 from grpo import accumulate_gradients, grpo_loss, rollout, score_groups
+from lib import run as lib_run
 from lib import toy
 from lib.answers import PUBLISHED
 from lib.checkpoints import names_in, newest_checkpoint
@@ -188,7 +199,7 @@ def test_five_steps_without_a_finite_gradient_end_a_run(started, monkeypatch, ph
     monkeypatch.setattr(train, "SFT_LOSS", partial(not_a_number, **train.SFT_LOSS.keywords))
     monkeypatch.setattr(train, "loss_of", lambda config, made=train.loss_of: partial(not_a_number, **made(config).keywords))
     steps = ["--sft_steps", "7", "--steps", "0"] if phase == "sft" else ["--sft_steps", "0", "--steps", "7"]
-    with pytest.raises(SystemExit, match=f"{phase} step 5: 5 steps in a row without a finite gradient; last questions: .*train-0"):
+    with pytest.raises(SystemExit, match=f"{phase} step 5: 5 steps in a row without a finite loss and gradient; last questions: .*train-0"):
         train.main([*STARTED, *steps, "--keep_dead_groups", "--out", "run"])
     log = lines(Path("run/metrics.jsonl"))
     assert [(line["phase"], line["step"], line["grad_norm"]) for line in log] == [(phase, k, None) for k in range(1, 6)]
@@ -291,6 +302,82 @@ def test_a_killed_run_resumes_bit_for_bit(one, short):
     assert_equal_runs(one, broken)
     first, second = (json.loads((folder / "summary.json").read_text()) for folder in (one, broken))
     assert {k: v for k, v in first.items() if k != "seconds"} == {k: v for k, v in second.items() if k != "seconds"}
+
+
+@pytest.mark.parametrize("told", [(0,), (1,)])
+def test_a_run_that_is_told_to_end_saves_the_step_and_goes_on_bit_for_bit(one, short, told):
+    """A scheduler's SIGTERM cost all steps since the newest checkpoint. It reaches the ranks at different moments, or only one
+    of them: they save together, or one of them would wait for the others for ever. Step 3 is no multiple of --save_every."""
+    size = 1 + max(told)
+    ranks = start_ranks(short / "log", size, train_and_be_told_to_end, short,
+                        [*SHORT, "--save_every", "100", "--out", "ended"], told, 2)
+    for rank in ranks:
+        rank.join(120)
+    assert [rank.exitcode for rank in ranks] == [1] * size  # `processes` makes 1 of every exception
+    text = read(short / "log", 0)
+    assert "ended by SIGTERM: the state behind grpo step 3 has been saved: --resume goes on from there" in text
+    assert "SystemExit: 143" in text
+    assert newest_checkpoint(short / "ended").name == "checkpoint-1-grpo-000003"
+    if size == 1:
+        train.main(["--resume", "--out", "ended"])
+        assert_equal_runs(one, short / "ended")
+    else:
+        run_ranks(short / "log", size, train_in, short, ["--resume", "--out", "ended"])
+        assert_same_run(one, short / "ended")
+
+
+def test_a_signal_between_the_steps_ends_a_run_at_once(short, monkeypatch):
+    """An evaluation may take longer than a scheduler waits, and there is nothing to save in it."""
+    def evaluate_and_be_told(run, *_):
+        os.kill(os.getpid(), signal.SIGTERM)
+        pytest.fail("went on")
+
+    monkeypatch.setattr(train, "measure", evaluate_and_be_told)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit, match="143"):
+        train.main([*SHORT, "--out", "ended"])
+    assert signal.getsignal(signal.SIGTERM) == before  # and whoever called train.main has the signal back
+
+
+def test_ctrl_c_is_one_line_and_no_traceback(short, monkeypatch, capsys):
+    """In the middle of a step, or of a save, where the library takes it for a disk that cannot be written."""
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch.distributed.checkpoint.FileSystemWriter, "write_data", interrupt)
+    old = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(SystemExit, match="130"):
+            train.main([*SHORT, "--out", "ended"])
+    finally:
+        signal.signal(signal.SIGINT, old)
+    err = capsys.readouterr().err
+    assert "interrupted: no step had been saved yet; --resume goes on" in err and "make room" not in err
+
+
+def test_too_many_unreadable_videos_end_a_run_with_its_state(started, monkeypatch, capsys):
+    """A folder that was unmounted, or half copied, made a run that trained on the rest, and said so in lines that nobody reads."""
+    monkeypatch.chdir(started)
+    monkeypatch.setattr(lib_run, "ENOUGH_VIDEOS", 4)
+    for k in (1, 3, 5):
+        (started / "toy" / "videos" / f"train-000{k}.mp4").write_bytes(b"not a video")
+    arguments = [*STARTED, "--sft_steps", "0", "--steps", "40", "--questions", "3", "--group_size", "2", "--max_new_tokens", "2"]
+    with pytest.raises(SystemExit, match=r"\d of the \d videos tried so far cannot be read, more than --max_bad_share 0.1"):
+        train.main([*arguments, "--out", "run"])
+    assert "train-000" in capsys.readouterr().out
+    done = len(lines(Path("run/metrics.jsonl")))
+    assert done >= 1 and newest_checkpoint(Path("run")).name == f"checkpoint-1-grpo-{done:06d}"
+    train.main(["--resume", "--out", "run", "--max_bad_share", "1", "--steps", str(done + 6)])
+    assert len(lines(Path("run/metrics.jsonl"))) == done + 6
+
+
+def test_too_many_unreadable_videos_end_a_selection(started, monkeypatch):
+    """It answers every question first: what it has kept of the rest would be trained on."""
+    monkeypatch.chdir(started)
+    monkeypatch.setattr(lib_run, "ENOUGH_VIDEOS", 6)
+    (started / "toy" / "videos" / "train-0001.mp4").write_bytes(b"not a video")
+    with pytest.raises(SystemExit, match="1 of the 6 videos tried so far"):
+        train.main([*STARTED, "--sft_steps", "0", "--select_k", "2", "--max_new_tokens", "2", "--out", "run"])
 
 
 def test_a_resumed_run_keeps_its_settings_and_refuses_others(whole_run, monkeypatch, capsys):
@@ -485,7 +572,7 @@ def test_an_interrupted_selection_asks_nothing_twice(model, tmp_path, monkeypatc
     samples = with_style(load_samples([str(tmp_path / "train.jsonl")], tasks=["qa"]), "think")
     config = train.Config(select_k=2, max_new_tokens=6)
     with VideoLoader(VideoSettings(min_pixels=3136), num_workers=0) as loader:
-        run = SimpleNamespace(config=config, out=tmp_path, loader=loader, world=ALONE, progress=None)
+        run = SimpleNamespace(config=config, out=tmp_path, loader=loader, world=ALONE, progress=None, check_videos=lambda _: None)
         nobody = SimpleNamespace(gathered=contextlib.nullcontext)
         monkeypatch.setattr(train, "select", lambda *_, **__: sys.exit("killed"))
         with pytest.raises(SystemExit, match="killed"):
@@ -592,6 +679,7 @@ def test_switches_can_be_turned_off_as_well_as_on():
     (["--model", "x", "--train_data", "a", "--eval_every", "5"], "--eval_data"),
     (["--frame_cache", "x", "--frame_cache_gb", "0"], "without --frame_cache nothing is kept"),
     (["--tasks", "dancing"], "invalid choice"), (["--lr_rate", "1"], "unrecognized"),
+    (["--max_bad_share", "10"], "0 to 1"),
     (["--compile", "--shard", "on"], "--compile"), (["--offload", "--shard", "off"], "--shard off"),
 ])
 def test_wrong_settings_are_refused_with_the_remedy(arguments, remedy, capsys):

@@ -241,6 +241,6 @@ def test_symptoms_are_quoted_as_they_are_logged():
         elif text.startswith("rank"):
             assert watch.complaint().startswith(text)
         elif "steps in a row" in text:
-            assert text == f"{BAD_STEPS} steps in a row without a finite gradient"
+            assert text == f"{BAD_STEPS} steps in a row without a finite loss and gradient"
         elif not text.startswith(("out of memory", ", in")) and "in the optimiser" not in text and "in scoring" not in text:
             assert text in code, text

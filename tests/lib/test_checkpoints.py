@@ -1,5 +1,7 @@
 """Checkpoints are read by any number of processes, to the last bit, and none is left half written."""
 
+import contextlib
+import pickle
 import time
 
 import pytest
@@ -8,8 +10,9 @@ import torch
 from conftest import ALONE
 from processes import start_ranks
 from shard_steps import distance
+from torch.distributed.checkpoint.api import CheckpointException
 
-from lib.checkpoints import load_checkpoint, names_in, newest_checkpoint, save_checkpoint, training_state
+from lib.checkpoints import find_checkpoints, load_checkpoint, names_in, newest_checkpoint, save_checkpoint, training_state
 from lib.distributed import World, stop
 from model import VideoLM
 
@@ -126,6 +129,84 @@ def test_a_checkpoint_of_an_earlier_version_is_named_and_not_passed_over(tmp_pat
     (tmp_path / "checkpoint-1-grpo-000100" / "state.pt").write_bytes(b"")
     with pytest.raises(ValueError, match="checkpoint-1-grpo-000100.state.pt was written by an earlier version"):
         newest_checkpoint(tmp_path)
+
+
+# --- torn, or made by others ---------------------------------------------------------------------------------------------
+
+
+def tear(folder, name, size):
+    with open(folder / name, "r+b") as file:
+        file.truncate(size)
+
+
+def test_a_torn_checkpoint_is_named_and_the_one_before_is_taken(tmp_path):
+    """Data that a crash has cut off, and a table of contents: the library's own words name no file, and no remedy."""
+    for step in (1, 2, 3):
+        save_checkpoint(ALONE, tmp_path / f"checkpoint-1-grpo-00000{step}", {"cursor": torch.tensor(1.0)})
+    assert find_checkpoints(tmp_path) == (tmp_path / "checkpoint-1-grpo-000003", [])
+    tear(tmp_path / "checkpoint-1-grpo-000003", "__0_0.distcp", 100)
+    tear(tmp_path / "checkpoint-1-grpo-000002", ".metadata", 100)
+    newest, problems = find_checkpoints(tmp_path)
+    assert newest.name == "checkpoint-1-grpo-000001"
+    assert "000003/__0_0.distcp has 100 bytes of" in problems[0] and "000002/.metadata cannot be read" in problems[1]
+    (tmp_path / "checkpoint-1-grpo-000001" / "__0_0.distcp").unlink()
+    with pytest.raises(ValueError, match="no checkpoint is whole: .*000001/__0_0.distcp has 0 bytes"):
+        newest_checkpoint(tmp_path)
+
+
+def test_a_changed_byte_is_named_when_it_is_read(model_folder, tmp_path):
+    """The sizes are right, and what is read is no tensor."""
+    model = VideoLM.load(str(model_folder))
+    optimizer = torch.optim.AdamW(model.hf.parameters())
+    folder = tmp_path / "checkpoint-1-grpo-000001"
+    save_checkpoint(ALONE, folder, training_state(model, optimizer))
+    with open(folder / "__0_0.distcp", "r+b") as file:
+        file.write(b"\0" * 4096)
+    with pytest.raises(ValueError, match="000001 is damaged .rank 0: UnpicklingError.: delete it, and --resume goes on from the one before"):
+        load_checkpoint(folder, model, optimizer)
+
+
+class Payload:
+    """Pickled, a call; harmless."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return open, (str(self.file), "w")
+
+
+@pytest.mark.parametrize("place", ["the table", "an entry"])
+def test_nothing_in_a_checkpoint_is_run(model_folder, tmp_path, place):
+    """The library unpickles the table of contents, and entries that are no tensors: `--resume` in a folder of a stranger ran
+    the stranger's code."""
+    model = VideoLM.load(str(model_folder))
+    optimizer = torch.optim.AdamW(model.hf.parameters())
+    folder, evidence = tmp_path / "checkpoint-1-grpo-000001", tmp_path / "it ran"
+    state = training_state(model, optimizer, cursor=1)
+    if place == "an entry":
+        torch.distributed.checkpoint.save({**state, "cursor": Payload(evidence)}, checkpoint_id=folder)
+    else:
+        save_checkpoint(ALONE, folder, state)
+        (folder / ".metadata").write_bytes(pickle.dumps(Payload(evidence)))
+    evidence.unlink(missing_ok=True)
+    for attempt in (lambda: newest_checkpoint(tmp_path), lambda: load_checkpoint(folder, model, optimizer, cursor=0)):
+        with pytest.raises((ValueError, pickle.UnpicklingError), match="which no checkpoint does|is no tensor"):
+            attempt()
+    assert not evidence.exists()
+    with contextlib.suppress(CheckpointException):  # the library alone does run it: without that this test shows nothing
+        torch.distributed.checkpoint.load({"cursor": torch.tensor(0.0)}, checkpoint_id=folder)
+    assert evidence.exists()
+
+
+def test_ctrl_c_during_a_save_is_ctrl_c(tmp_path, monkeypatch):
+    """It was told as a disk that could not be written, `with 78.6 GB free`: make room."""
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch.distributed.checkpoint.FileSystemWriter, "write_data", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(ALONE, tmp_path / "checkpoint-1-grpo-000001", {"cursor": torch.tensor(1.0)})
 
 
 NUMBERS = 2**22  # of a checkpoint of 16 MB, which takes some milliseconds to write

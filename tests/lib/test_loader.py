@@ -135,6 +135,38 @@ def test_a_worker_that_is_killed_is_replaced(videos, loader):
     assert len(loader.load(question(videos / "2.mp4")).frames) > 0
 
 
+@pytest.mark.parametrize("fault", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_worker_that_is_killed_or_stopped_while_it_starts_is_replaced(videos, monkeypatch, capsys, fault):
+    """Killed, it ended the run; stopped, it held everything for ten minutes, and then ended the run."""
+    monkeypatch.setattr("lib.loader.STARTUP_SECONDS", 20)
+    with VideoLoader(num_workers=1, deadline=60) as loader:
+        (pid,) = pids(loader)
+        if fault == signal.SIGSTOP:
+            monkeypatch.setattr("lib.loader.STARTUP_SECONDS", 1)
+        os.kill(pid, fault)
+        coming = loader.submit(question(videos / "0.mp4"))
+        if fault == signal.SIGSTOP:
+            wait_for(lambda: not is_running(pid))
+            monkeypatch.setattr("lib.loader.STARTUP_SECONDS", 30)
+        assert len(coming.result().frames) > 0 and pids(loader) != [pid]
+        check_is_gone(pid)
+
+
+def test_a_worker_that_never_starts_is_named(videos, monkeypatch, capfd):
+    """After three times it is no accident: a library that is missing on this machine, say, and the message is the child's."""
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with VideoLoader(num_workers=1, deadline=60) as loader:
+        with pytest.raises(ChildProcessError, match=r"did not start, 3 times; .*status 1, .*--num_workers 0"):
+            loader.load(question(videos / "0.mp4"))
+    assert capfd.readouterr().err.count("while it started") >= 2
+
+
+def test_a_signal_for_all_of_a_rank_does_not_cost_the_videos_of_its_last_step(videos):
+    """torchrun passes SIGTERM on to the whole session of a rank: workers that died of it made unreadable videos."""
+    with VideoLoader(num_workers=1, deadline=60) as loader:
+        assert os.getsid(pids(loader)[0]) != os.getsid(0)
+
+
 def hang(videos):
     loader = VideoLoader(num_workers=1, deadline=60)
     loader.load(question(videos / "0.mp4"))

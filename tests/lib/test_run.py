@@ -4,8 +4,11 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
 import re
 import resource
+import signal
+import time
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +16,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import ALONE, ROOT, copy_start
-from processes import run_ranks
+from processes import run_ranks, start_ranks
 from small_runs import CLIPS, SMALL, STARTED, assert_equal_runs, lines, weights
 
 import train
@@ -66,6 +69,70 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(whole_run, monkeypatch):
     with pytest.raises(SystemExit, match="--overwrite"):
         train.main([*SMALL, *CLIPS, "--out", "run"])
     assert {file: file.read_bytes() for file in whole_run.glob("*.json*")} == before and len(before) > 5
+
+
+def test_a_name_without_a_run_is_not_resumed(tmp_path):
+    """A mistyped --out was a new run from step 0, and hours went by before anybody saw it. A run that has not saved yet is one."""
+    with pytest.raises(SystemExit, match="ron holds no run"):
+        new_run(tmp_path / "ron", "--resume")
+    assert not (tmp_path / "ron").exists()
+    with contextlib.closing(new_run(tmp_path / "run").lock):
+        pass
+    assert new_run(tmp_path / "run", "--resume").position() == ("", 0)
+
+
+def hold_for_ever(out: Path) -> None:
+    world = start("cpu")
+    run = Run(train.parse_config(["--out", str(out)]), world, loader=None)
+    (out / f"ready{world.rank}").touch()
+    if world.is_first:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(60)
+    run.lock.close()
+
+
+def test_two_runs_do_not_write_into_one_folder(tmp_path):
+    """After `kill -9` of torchrun its ranks go on, and the run that is started in their place writes the same logs and
+    checkpoints. One rank that is left is enough; when it has ended the folder is free, without a file to delete."""
+    out = tmp_path / "run"
+    first, second = start_ranks(tmp_path / "log", 2, hold_for_ever, out)
+    first.join(60)
+    while not (out / "ready1").exists():
+        time.sleep(0.01)
+    for flags in (["--resume"], ["--overwrite"]):
+        with pytest.raises(SystemExit, match=f"run is in use by a run .*rank 1: process {second.pid} on .* since 2"):
+            new_run(out, *flags)
+    assert (out / "ready0").exists()  # --overwrite has deleted nothing
+    second.kill()
+    second.join()
+    new_run(out, "--resume")
+
+
+@pytest.mark.parametrize("name, content", [("config.json", "{\"seed\": 0, \"mod"), ("config.json", ""), ("state.json", "[]"),
+                                           ("state.json", "\0" * 30), ("metrics.jsonl", "{}\n\0\0\0\0\n"),
+                                           ("completions.jsonl", "{\"phase\": \"grp\n")])
+def test_a_torn_file_is_named(tmp_path, name, content):
+    """`Expecting value: line 1 column 1 (char 0)` says neither which file nor what to do."""
+    out = tmp_path / "run"
+    new_run(out).lock.close()
+    (out / name).write_text(content)
+    with pytest.raises(ValueError, match=f"run/{name}( line 1)? is damaged .*: (put back a copy|delete it)"):
+        new_run(out, "--resume")
+
+
+def test_a_torn_checkpoint_is_passed_over(model, tmp_path, capsys):
+    """A machine that went down, or a copy that was cut off: the run goes on from the one before, and says so."""
+    out, questions = tmp_path / "run", Questions([{"id": "a"}], 0, ALONE)
+    run = new_run(out)
+    optimizer = train.make_optimizer(run.config, model, 1e-3)
+    for step in (1, 2):
+        run.save("sft", step, model, optimizer, step)
+    run.lock.close()
+    with open(next((out / "checkpoint-0-sft-000002").glob("*.distcp")), "r+b") as file:
+        file.truncate(1000)
+    again = new_run(out, "--resume")
+    assert again.restore("sft", model, optimizer, questions) == 1 and questions.cursor == 1
+    assert re.search(r"damaged: .*000002/__0_0.distcp has 1000 bytes of \d+\. Going on from .*000001", capsys.readouterr().out)
 
 
 def test_overwriting_deletes_runs_only(tmp_path):
@@ -167,6 +234,7 @@ def test_a_resumed_run_goes_on_where_it_stood_and_keeps_two_checkpoints(model, t
         run.seconds["sft"] = 10.0 * (step + 1)
         if step == 6:
             break  # killed in step 7
+    run.lock.close()
     assert sorted(path.name for path in run.out.glob("checkpoint-*")) == ["checkpoint-0-sft-000004", "checkpoint-0-sft-000006"]
     again, stream = new_run(tmp_path / "run", "--resume"), Questions(samples, 0, ALONE)
     assert again.position() == ("sft", 6)
@@ -221,17 +289,21 @@ def test_running_out_of_memory_costs_no_finished_step(unbroken, started, monkeyp
 # --- what is logged of a step -----------------------------------------------------------------------------------------
 
 
-def test_only_steps_in_a_row_without_a_finite_gradient_end_a_run(tmp_path):
+def test_only_steps_in_a_row_without_a_finite_gradient_end_a_run(tmp_path, capsys):
     """In bfloat16 a step that overflows comes and goes; one count over the whole run would end every long one."""
-    run = new_run(tmp_path / "run")
+    run, saved = new_run(tmp_path / "run"), []
+    run.begun = SimpleNamespace(phase="sft", model=None, optimizer=None, questions=SimpleNamespace(cursor=30))
+    run.save = lambda *what: saved.append(what)
 
     def step(norm):
-        run.check_gradient({"phase": "sft", "step": 9, "grad_norm": norm}, ["a", "b"])
+        run.check_gradient({"phase": "sft", "step": 9, "grad_norm": norm, "loss": 0.1}, ["a", "b"])
 
     for norm in [None] * (BAD_STEPS - 1) + [0.5] + [None] * (BAD_STEPS - 1):
         step(norm)
     with pytest.raises(SystemExit, match=r"sft step 9: 5 steps in a row .*\['a', 'b'\]"):
         step(None)
+    assert saved == [("sft", 9, None, None, 30)]
+    assert capsys.readouterr().out.count("questions: ['a', 'b']") == 9  # each of these steps names its own
 
 
 def group(name: str, rewards: list[float], gap: float | None = None, lengths=(2, 3)):
