@@ -5,6 +5,7 @@
 # Every step is left out when its output is whole, so the same command goes on after a stop. --dry_run prints all commands.
 # GPUS=8 is the number of cards. data/, runs/, videos/ and the downloads lie in the root of the repository.
 set -euo pipefail
+RECIPE=$(realpath "$0")
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 BASE=Qwen/Qwen2.5-VL-7B-Instruct
@@ -16,7 +17,8 @@ for word in "$@"; do
     case $word in
         --dry_run) DRY_RUN=1 ;;
         -*) echo "unknown flag $word; usage: bash $0 [--dry_run] [RUN ...]" >&2; exit 2 ;;
-        *) RUNS+=("$word") ;;
+        *) grep -q "^train $word " "$RECIPE" || { echo "$RECIPE has no run $word" >&2; exit 2; }
+            RUNS+=("$word") ;;
     esac
 done
 
