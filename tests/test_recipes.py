@@ -126,15 +126,16 @@ NEXT_HEAD = "video_id,frame_count,width,height,question,answer,qid,type,a0,a1,a2
 MAP = {"4010069381": "1101/4010069381"}
 GSUB = {"4010069381": {"duration": 30, "location": {"1": [[2.0, 5.5]]}, "fps": 29.9}}
 VIDEO_MME = {"videoID": "fFjv93ACGo8", "question": "What?", "options": ["A. x", "B. y"], "answer": "B"}
-VIDEO_MME = [VIDEO_MME | {"question_id": f"00{k}-1", "duration": name} for k, name in enumerate(("short", "medium", "long"))]
-MVBENCH = [{"video": "K9UXS.mp4", "question": "What?", "candidates": ["x", "y"], "answer": "y", "start": 1.0, "end": 5.0}]
+VIDEO_MME = [VIDEO_MME | {"question_id": name, "duration": name} for name in ("short", "medium", "long")]
+MVBENCH = [{"video": "K9UXS.mp4", "question": "?", "candidates": ["x", "y"], "answer": "y", "start": 1.0, "end": 5.0}]
 PERCEPTION = {"video_1234": {"metadata": {"frame_rate": 30.0, "num_frames": 300}, "mc_question": [
-    {"id": 0, "question": "What?", "options": ["x", "y", "z"], "answer_id": 2, "area": "memory", "reasoning": "descriptive"}]}}
+    {"id": 0, "question": "What?", "options": ["x", "y", "z"], "answer_id": 2, "area": "memory"}]}}
 REXTIME = {"qid": "anet_val92", "query": "it falls", "duration": 100.5, "vid": "v_ZMTi498qnPc", "relevant_windows": [[5, 8]],
            "ans": "A"}
 ANET = {"v_uqiMw7tQ1Cc": {"duration": 55.15, "timestamps": [[0.28, 55.15]], "sentences": [" A lift."]}}
 DOWNLOADS = {  # the names of the published files, with a record or two each
-    "charades_sta/charades_sta_train.txt": "AO8RW 0.0 6.9##a person reads.\nAO8RW 1.0 3.0##a person sits.\nIOL8Q 20.9 12.0##x.\n",
+    "charades_sta/charades_sta_train.txt":
+        "AO8RW 0.0 6.9##a person reads.\nAO8RW 1.0 3.0##a person sits.\nIOL8Q 20.9 12.0##x.\n",
     "charades_sta/charades_sta_test.txt": "3MSZA 24.3 30.4##person turn a light on.\n",
     "charades_sta/Charades_v1_train.csv": "id,subject,length\nAO8RW,x,33.67\nIOL8Q,x,30.1\n",
     "charades_sta/Charades_v1_test.csv": "id,subject,length\n3MSZA,x,30.96\n",
@@ -145,7 +146,8 @@ DOWNLOADS = {  # the names of the published files, with a record or two each
     "Annotations/VideoEval/Quality_Access/annotations/Quality_Access_test.json": [QUALITY],
     "nextgqa/val.csv": NEXT_HEAD + NEXT_ROW.format("why?,b"), "nextgqa/test.csv": NEXT_HEAD + NEXT_ROW.format("why?,b"),
     "nextgqa/gsub_val.json": GSUB, "nextgqa/gsub_test.json": GSUB, "nextgqa/map_vid_vidorID.json": MAP,
-    "nextqa/train.csv": NEXT_HEAD.replace("video_id", "video") + NEXT_ROW.format("why?,1"), "nextqa/map_vid_vidorID.json": MAP,
+    "nextqa/train.csv": NEXT_HEAD.replace("video_id", "video") + NEXT_ROW.format("why?,1"),
+    "nextqa/map_vid_vidorID.json": MAP,
     "videomme/videomme.jsonl": "".join(json.dumps(row) + "\n" for row in VIDEO_MME),
     "MVBench/json/action_sequence.json": MVBENCH, "perception_test/mc_question_valid.json": PERCEPTION,
     "perception_test/cut_frame_mapping_valid.json": {"video_1234": 150}, "rextime/rextime_val.jsonl": json.dumps(REXTIME),
@@ -204,7 +206,8 @@ def answer(args) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     parts = [rewards.score(sample, "").parts for sample in samples]
     spread = [[{name: float(k % 2 and name != "format") for name in part} for k in range(8)] for part in parts]
-    write_jsonl(args.out / "predictions.jsonl", [{"id": s["id"], "task": s["task"], "parts": p} for s, p in zip(samples, spread)])
+    write_jsonl(args.out / "predictions.jsonl", [{"id": sample["id"], "task": sample["task"], "parts": of_sample}
+                                                 for sample, of_sample in zip(samples, spread)])
     (args.out / "metrics.json").write_text(json.dumps(sample_metrics(samples[0], None)))
 
 
@@ -270,7 +273,8 @@ def test_one_question_of_each_video(downloads):
     """`:43%` of the questions is not one a video: some videos would come three times and others never."""
     convert.convert("charades_sta", Path("charades_sta"), Path("data/charades_train.jsonl"), "train")
     environment = os.environ | {"GROUNDING": "charades_train_videos"}
-    shown = subprocess.run(["bash", FOLDER / "joint.sh", "--dry_run"], capture_output=True, text=True, env=environment).stdout
+    shown = subprocess.run(["bash", FOLDER / "joint.sh", "--dry_run"], capture_output=True, text=True, check=True,
+                           env=environment).stdout
     line = next(line for line in shown.splitlines() if line.startswith("awk"))
     subprocess.run(["bash", "-c", line], check=True)
     kept = read_jsonl(Path("data/charades_train_videos.jsonl"))
@@ -305,7 +309,7 @@ esac
 
 @pytest.fixture
 def machine(tmp_path):
-    """(words, **environment) -> (exit status, the commands that ran), in a root with stand-ins for the programs."""
+    """(words, **environment) -> exit status and commands of grounding.sh, in a root with stand-ins for the programs."""
     shutil.copytree(FOLDER, tmp_path / "docs" / "recipes")
     for name in ("python", "torchrun"):
         (tmp_path / "bin" / name).parent.mkdir(exist_ok=True)
@@ -345,7 +349,7 @@ def test_nothing_is_trained_behind_a_failed_step_0(machine):
 
 
 def test_half_a_file_is_not_taken_for_a_whole_one(machine):
-    """`sed` on a full disk leaves a file; under its own name it would be trained on the next time."""
+    """A full disk leaves a part of a file; under its own name it would be trained on the next time."""
     full = machine.root / "bin" / "cat"
     full.write_text("#!/usr/bin/env bash\nhead -1 \"$1\"\nexit 1\n")
     full.chmod(0o755)
@@ -381,6 +385,7 @@ def judged(tmp_path, capsys, monkeypatch, ours: float, *flags: str) -> tuple[int
 
 def test_step_0_stops_at_a_base_model_that_is_not_the_published_one(tmp_path, capsys, monkeypatch):
     """Two standard errors of 3,720 questions and a point: 2.5. Lower and higher alike, for both are another pipeline."""
+    assert set(step0.SEEN) <= {field.name for field in dataclasses.fields(evaluate.Flags)}
     assert step0.allowed(29.0, 3720) == pytest.approx(2.488, abs=1e-3)
     assert judged(tmp_path, capsys, monkeypatch, 0.27)[0] == 0
     assert judged(tmp_path, capsys, monkeypatch, 0.437)[0] == 1
@@ -470,7 +475,7 @@ def test_epochs_and_prompts_are_those_of_the_rows():
 
 # --- the expected numbers ---------------------------------------------------------------------------------------------
 
-# Which row of lib/published.py a row of docs/recipes.md is. Benchmarks that lib/published.py has no row for are left out here.
+# Which row of lib/published.py a row of docs/recipes.md is. Benchmarks that lib/published.py has no row for are left out.
 ROWS = {
     "base_answer": published.BASE, "base_think": f"{published.BASE}, think prompt", "sft_tg": "SFT, 1 epoch",
     "sft_tg_3ep": "SFT, 3 epochs", "grpo_tg_answer": "GRPO on Charades, answer prompt", "grpo_tg": "GRPO on Charades",
@@ -488,7 +493,8 @@ ROWS_ELSEWHERE = {  # a run that has another name in another table
     ("sft_tg", "activitynet"): "SFT on Charades, 1 epoch", ("sft_tg_3ep", "activitynet"): "SFT on Charades, 3 epochs",
     ("temporal_r1", "charades_sta_answer"): "Temporal-R1-3B, answer only", ("temporal_r1", "activitynet_answer"): None,
 }
-NO_NUMBER = {"sft_joint", "grpo_tracking_aligned", "temporal_rlt_random", "temporal_rlt_discrete", "temporal_rlt_continuous"}  # ours
+NO_NUMBER = {"sft_joint", "grpo_tracking_aligned", "temporal_rlt_random", "temporal_rlt_discrete",
+             "temporal_rlt_continuous"}  # ours
 ORDER = {"charades_sta": ("grounding/mIoU", "grounding/R@0.3", "grounding/R@0.5", "grounding/R@0.7"),
          "nextgqa": ("gqa/accuracy", "gqa/mIoU"), "got10k": ("tracking/AO", "tracking/R@0.5", "tracking/R@0.7"),
          "vidtab_qa": ("classification/accuracy",),
@@ -617,13 +623,15 @@ def tables() -> dict[str, list[str]]:
             "runs": [*runs, *(run_row(name, trained()[name]) for name in RUNS), answering_row()]}
 
 
+# How many samples the benchmarks have on which step 0 is taken.
 SIZES = {"charades_sta": 3720, "charades_sta_answer": 3720, "nextgqa": 5553, "got10k": 180, "vidtab_qa": 724}
 
 
 def step0_row(step: tuple) -> str:
     recipe, run, benchmark, figures, at_least = step
-    cells = [f"{name.split('/')[1]} {percent:.1f} {'−' if at_least else '±'} {step0.allowed(percent, SIZES[benchmark]):.1f}"
-             + " at least" * at_least for name, percent in figures.items()]
+    sign, end = ("−", " at least") if at_least else ("±", "")
+    cells = [f"{name.split('/')[1]} {percent:.1f} {sign} {step0.allowed(percent, SIZES[benchmark]):.1f}{end}"
+             for name, percent in figures.items()]
     return f"| {recipe} | {run} | {benchmark} | {', '.join(cells)} |"
 
 

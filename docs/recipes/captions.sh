@@ -3,7 +3,7 @@
 # does not read, so base_answer is measured for comparison only.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-measure base_answer dream1k
+baseline base_answer dream1k
 
 train sft_captions fiber1k dream1k --sft_steps -1 $SFT
 train grpo_captions fiber1k dream1k --judge Qwen/Qwen2.5-7B-Instruct --steps -1 --prompt think $GRPO

@@ -3,7 +3,8 @@
 #     bash docs/recipes/NAME.sh [--dry_run] [RUN ...]      all runs of the recipe, or those that are named
 #
 # Every step is left out when its output is whole, so the same command goes on after a stop. --dry_run prints all commands.
-# GPUS=8 is the number of cards. data/, runs/, videos/ and the downloads lie in the root of the repository.
+# GPUS=8 is the number of cards, MORE="--lora_rank 16" adds flags to every training command. data/, runs/, videos/ and the
+# downloads lie in the root of the repository.
 set -euo pipefail
 RECIPE=$(realpath "$0")
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
@@ -17,7 +18,7 @@ for word in "$@"; do
     case $word in
         --dry_run) DRY_RUN=1 ;;
         -*) echo "unknown flag $word; usage: bash $0 [--dry_run] [RUN ...]" >&2; exit 2 ;;
-        *) grep -q "^train $word " "$RECIPE" || { echo "$RECIPE has no run $word" >&2; exit 2; }
+        *) grep -Eq "^(train|baseline) $word " "$RECIPE" || { echo "$RECIPE has no run $word" >&2; exit 2; }
             RUNS+=("$word") ;;
     esac
 done
@@ -37,6 +38,11 @@ run() {
     printf '%q ' "$@"
     echo
     [ "$DRY_RUN" ] || "$@"
+}
+
+# Whether a run is among those to make: all, where none is named.
+wanted() {
+    [ ${#RUNS[@]} = 0 ] || [[ " ${RUNS[*]} " == *" $1 "* ]]
 }
 
 declare -A SHOWN
@@ -78,6 +84,8 @@ declare -A FROM=(
     [perception_test]="perception_test --src perception_test --split valid"
     [rextime]="rextime --src rextime/rextime_val.jsonl"
 )
+
+ROWS_OF_PARQUET='import pandas, sys; pandas.read_parquet(sys.argv[1]).to_json(sys.stdout, orient="records", lines=True)'
 
 videos_of() {
     case $1 in
@@ -122,9 +130,7 @@ make_data() {
                     data/charades_train.jsonl ;;
             videomme_short) make_data videomme
                 write "data/$name.jsonl" grep '"category": "short"' data/videomme.jsonl ;;
-            videomme) write videomme/videomme.jsonl python -c \
-                    'import pandas, sys; pandas.read_parquet(sys.argv[1]).to_json(sys.stdout, orient="records", lines=True)' \
-                    videomme/test-00000-of-00001.parquet
+            videomme) write videomme/videomme.jsonl python -c "$ROWS_OF_PARQUET" videomme/test-00000-of-00001.parquet
                 convert "$name" "data/$name.jsonl" ;;
             *_train | nextgqa_val) convert "$name" "data/all/$name.jsonl"
                 keep_readable "$name" ;;
@@ -207,11 +213,13 @@ step0() {
     run python docs/recipes/step0.py "runs/$1/$2/metrics.json" "${@:3}" || [ "${STEP0:-stop}" = go_on ]
 }
 
-# ---- training --------------------------------------------------------------------------------------------------------
-
-wanted() {
-    [ ${#RUNS[@]} = 0 ] || [[ " ${RUNS[*]} " == *" $1 "* ]]
+# RUN BENCHMARK...: another row of the base model, which nothing depends on.
+baseline() {
+    wanted "$1" || return 0
+    measure "$@"
 }
+
+# ---- training --------------------------------------------------------------------------------------------------------
 
 # RUN "DATA ..." "BENCHMARK ..." FLAGS...: train a run and measure it on each benchmark.
 train() {
@@ -226,7 +234,7 @@ train() {
         fi
         # shellcheck disable=SC2046,SC2086
         run torchrun --nproc_per_node="$GPUS" train.py $resume --model "$MODEL" --train_data $(entries $data) "$@" \
-            --out "runs/$name"
+            ${MORE:-} --out "runs/$name"
     fi
     # shellcheck disable=SC2086
     measure "$name" $benchmarks

@@ -3,8 +3,8 @@
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 step0 base_answer charades_sta grounding/mIoU=29.0 grounding/R@0.3=44.7 grounding/R@0.5=24.2 grounding/R@0.7=11.1
-measure base_think charades_sta activitynet
-measure base_answer activitynet
+baseline base_think charades_sta activitynet
+baseline base_answer activitynet
 
 train sft_tg charades_train "charades_sta activitynet" --sft_steps -1 $SFT
 train sft_tg_3ep charades_train "charades_sta activitynet" --sft_steps -3 $SFT

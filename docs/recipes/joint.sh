@@ -5,7 +5,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 step0 base_answer charades_sta grounding/mIoU=29.0 grounding/R@0.5=24.2 grounding/R@0.7=11.1
 step0 base_answer nextgqa gqa/accuracy=59.5 gqa/mIoU=15.4
 step0 base_answer got10k tracking/AO=12.6 tracking/R@0.5=1.1
-measure base_answer activitynet videomme mvbench perception_test
+baseline base_answer activitynet videomme mvbench perception_test
 
 TWO="${GROUNDING:-charades_train} nextgqa_val"
 THREE="$TWO got10k_train"

@@ -4,8 +4,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 step0 base_answer nextgqa gqa/accuracy=59.5 gqa/mIoU=15.4
 step0 base_think nextgqa gqa/accuracy=53.3 gqa/mIoU=20.2
-measure base_answer nextgqa_qa
-measure base_think nextgqa_qa videomme
+baseline base_answer nextgqa_qa
+baseline base_think nextgqa_qa videomme
 
 train sft_qa nextgqa_val_qa "nextgqa_qa videomme" --sft_steps -1 $SFT
 train sft_gqa nextgqa_val "nextgqa videomme mvbench perception_test" --sft_steps -1 $SFT
