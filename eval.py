@@ -316,7 +316,8 @@ REPORTS = {
         blind={"whole_video": say_letter_and_span, "most_frequent_letter": say_letter_and_span,
                "best_constant_span": partial(say_letter_and_span, choose=best_constant_span)}),
     "tracking": Report(
-        metrics={"AO": part("box_iou"), "AO@2-7": unseen_boxes_overlap, "R@0.5": part_reaches("box_iou", 0.5)},
+        metrics={"AO": part("box_iou"), "AO@2-7": unseen_boxes_overlap, "R@0.5": part_reaches("box_iou", 0.5),
+                 "R@0.7": part_reaches("box_iou", 0.7)},
         blind={"start_box_copied": copy_start_box}),
     "classification": Report(metrics={"accuracy": part("accuracy")}, blind={"most_frequent_letter": say_label}),
     "captioning": Report(  # no blind answer: what a text model says without a look depends on the model

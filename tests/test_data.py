@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from made_samples import ALL, CAPTIONING, GQA, GROUNDING, LABELS, QA, TRACKING
 from PIL import Image

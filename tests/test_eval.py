@@ -170,13 +170,14 @@ def test_tracking_counted_by_hand():
         truth,  # 1 and 1
         [BOX, BOX] + [far] * 6,  # 2 / 8 and 0
         [far, far] + [half] * 6,  # 3 / 8 and 0.5
-        [BOX] * 5 + [far, half, [0.4, 0.0, 0.0, 0.5]],  # 5.5 / 8 and 3.5 / 6: swapped corners are no box
+        [BOX] * 5 + [far, half, [0.4, 0.0, 0.0, 0.5]],  # 5.5 / 8, short of 0.7, and 3.5 / 6: swapped corners are no box
     ]
     completions = [says(json.dumps(boxes)) for boxes in answers] + [says(json.dumps(truth[:7]))]  # seven boxes: none
     assert compute_metrics([tracking(truth)] * 5, completions) == pytest.approx({
         "tracking/AO": (8 + 2 + 3 + 5.5) / 8 / 5,
         "tracking/AO@2-7": (6 + 0 + 3 + 3.5) / 6 / 5,
         "tracking/R@0.5": 2 / 5,
+        "tracking/R@0.7": 1 / 5,
         "parse_failure": 1 / 5,
         "n": 5,
     })
@@ -451,6 +452,7 @@ def test_the_start_box_copied_eight_times():
         "tracking/AO": (1 + 0.9 / 1.1 + sum(unseen)) / 8,
         "tracking/AO@2-7": sum(unseen) / 6,
         "tracking/R@0.5": 0.0,
+        "tracking/R@0.7": 0.0,
         "parse_failure": 0.0,
         "n": 1,
     })
