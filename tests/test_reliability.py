@@ -7,6 +7,7 @@ import re
 import resource
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -38,13 +39,14 @@ def start_of(whole_run: Path, folder: Path) -> Path:
     return folder
 
 
-def kill_until_it_ends(folder: Path, size: int, seed: int, most: int, stages: list[str]) -> list[str]:
-    """Kill all processes of a run at random moments, up to `most` times, and let it end; where it was at each kill."""
+def kill_until_it_ends(folder: Path, size: int, seed: int, most: int, stages: list[str], seconds: float) -> list[str]:
+    """Kill all processes of a run, which takes `seconds`, at random moments, up to `most` times, and let it end; where it was at
+    each kill."""
     chance, where, arguments = random.Random(seed), [], [*stages, "--out", "killed"]
     while True:
         began = (folder / "killed" / "config.json").exists()
         ranks = start_ranks(folder / "log", size, train_in, folder, ["--resume", "--out", "killed"] if began else arguments)
-        ranks[0].join(chance.uniform(0.3, 4.0) if len(where) < most else 240)
+        ranks[0].join(seconds * chance.uniform(0.1, 0.6) if len(where) < most else 240)
         if not ranks[0].is_alive() or len(where) == most:
             break
         for rank in ranks:
@@ -71,8 +73,9 @@ def lines_that_parse(file: Path) -> list[str]:
 
 def check_kills(whole_run: Path, folder: Path, size: int, seed: int, most: int, stages: list[str] = STAGES) -> list[str]:
     start_of(whole_run, folder)
+    began = time.time()
     run_ranks(folder / "log", size, train_in, folder, [*stages, "--out", "whole"], seconds=240)
-    where = kill_until_it_ends(folder, size, seed, most, stages)
+    where = kill_until_it_ends(folder, size, seed, most, stages, time.time() - began)
     assert_equal_runs(folder / "whole", folder / "killed")
     before, after = (json.loads((folder / name / "summary.json").read_text()) for name in ("whole", "killed"))
     assert {**before, "seconds": 0} == {**after, "seconds": 0}
