@@ -50,6 +50,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
+    torch.set_num_threads(1)  # frames are small: threads would wait for one another
     try:
         file = write_report(args.runs, args.out or args.runs[0] / "report.html", args.groups)
     except (ValueError, OSError) as error:  # a wrong folder, named in the message
@@ -323,31 +324,31 @@ MOST_POINTS = 1000  # of a curve; longer ones are means of neighbouring steps
 # Title, phase of the log ("evaluations": the held-out metrics), names, logarithmic or not; what it is, what is healthy, and
 # what it means when it is not. As in docs/log.md.
 CURVES = [
-    ("reward", "grpo", ["reward"], False, "Mean sum of the parts over the completions of a step. Healthy: it rises. If it does "
-     "not, look at the parts, then at dead groups."),
-    ("parts of the reward", "grpo", list(PARTS), False, "Each part, over the tasks that have it. Healthy: format near 1 soon, the "
-     "others rise after it. Format alone means answers that can be read and are wrong; a low one, answers that cannot be read."),
-    ("held-out metrics", "evaluations", ["*"], False, "The first metric of each task on questions that are not trained on "
-     "(--eval_every). Healthy: rises with the reward. If it falls while the reward rises, something else is paid for."),
-    ("KL to the reference", "grpo", ["kl"], False, "How far the policy is from where GRPO began, in nats a token. Healthy: rises "
-     "slowly, then stays. A jump or a steep climb: lower --lr or raise --beta."),
-    ("dead groups", "grpo", ["dead share"], False, "Share of groups whose completions all got the same reward, which teach nothing. "
-     "Healthy: well below 1. All wrong: too hard; all right: solved; --select_k and --resample help."),
-    ("completion length", "grpo", ["length"], False, "Tokens of a completion, end token included. Healthy: changes slowly. It "
-     "collapses or explodes when length is rewarded by accident."),
-    ("truncated", "grpo", ["truncated share"], False, "Share of completions cut at --max_new_tokens. Healthy: near 0. More: raise "
-     "the limit, for a cut answer scores 0."),
-    ("gradient norm", "grpo", ["grad_norm"], False, "Before clipping at 1. Healthy: no spikes. Spikes: lower --lr; a gap in the "
-     "line is a step without a finite gradient, which was skipped."),
-    ("gap of log-probabilities", "grpo", ["logp_gap_mean", "logp_gap_max"], True, "Difference of a token's log-probability when "
-     "sampled and when scored. Healthy: a mean below 1e-4 in float32, about 1e-2 in bfloat16. More is a bug, no rounding."),
-    ("entropy", "grpo", ["entropy"], False, "Of the next token, in nats. Healthy: falls slowly. Near 0 the completions of a group "
-     "become equal, and nothing is left to compare."),
-    ("seconds by phase", "grpo", ["wait s", "sample s", "sync s", "score s", "step s"], False, "Of each step. Healthy: wait (for "
+    ("reward", "grpo", ["reward"], False, ("Mean sum of the parts over the completions of a step. Healthy: it rises. If it does "
+     "not, look at the parts, then at dead groups.")),
+    ("parts of the reward", "grpo", list(PARTS), False, ("Each part, over the tasks that have it. Healthy: format near 1 soon, the "
+     "others rise after it. Format alone means answers that can be read and are wrong; a low one, answers that cannot be read.")),
+    ("held-out metrics", "evaluations", ["*"], False, ("The first metric of each task on questions that are not trained on "
+     "(--eval_every). Healthy: rises with the reward. If it falls while the reward rises, something else is paid for.")),
+    ("KL to the reference", "grpo", ["kl"], False, ("How far the policy is from where GRPO began, in nats a token. Healthy: rises "
+     "slowly, then stays. A jump or a steep climb: lower --lr or raise --beta.")),
+    ("dead groups", "grpo", ["dead share"], False, ("Share of groups whose completions all got the same reward, which teach nothing. "
+     "Healthy: well below 1. All wrong: too hard; all right: solved; --select_k and --resample help.")),
+    ("completion length", "grpo", ["length"], False, ("Tokens of a completion, end token included. Healthy: changes slowly. It "
+     "collapses or explodes when length is rewarded by accident.")),
+    ("truncated", "grpo", ["truncated share"], False, ("Share of completions cut at --max_new_tokens. Healthy: near 0. More: raise "
+     "the limit, for a cut answer scores 0.")),
+    ("gradient norm", "grpo", ["grad_norm"], False, ("Before clipping at 1. Healthy: no spikes. Spikes: lower --lr; a gap in the "
+     "line is a step without a finite gradient, which was skipped.")),
+    ("gap of log-probabilities", "grpo", ["logp_gap_mean", "logp_gap_max"], True, ("Difference of a token's log-probability when "
+     "sampled and when scored. Healthy: a mean below 1e-4 in float32, about 1e-2 in bfloat16. More is a bug, no rounding.")),
+    ("entropy", "grpo", ["entropy"], False, ("Of the next token, in nats. Healthy: falls slowly. Near 0 the completions of a group "
+     "become equal, and nothing is left to compare.")),
+    ("seconds by phase", "grpo", ["wait s", "sample s", "sync s", "score s", "step s"], False, ("Of each step. Healthy: wait (for "
      "videos) near 0 after the first step, else more --num_workers or --frame_cache; much sync means processes that wait for one "
-     "another."),
-    ("loss of the warm start", "sft", ["loss"], False, "Negative log-likelihood of a token of the targets. Healthy: falls, and is "
-     "still above 0 at the end; near 0 the targets are known by heart and no spread is left for GRPO."),
+     "another.")),
+    ("loss of the warm start", "sft", ["loss"], False, ("Negative log-likelihood of a token of the targets. Healthy: falls, and is "
+     "still above 0 at the end; near 0 the targets are known by heart and no spread is left for GRPO.")),
 ]
 
 

@@ -38,9 +38,11 @@ function showWorries() {
     if (run.missing) at("worries").append(make("div", "worry", title + run.missing));
     if (run.worries.length) {
       const list = make("ul", "", null, ...run.worries.map((text) => make("li", "", text)));
-      at("worries").append(make("div", "worry", null, make("b", "", title + "what to worry about"), list));
+      at("worries").append(make("div", "worry", null, make("b", "", title + "What to worry about"), list));
+    } else if (!run.steps) {
+      at("worries").append(make("p", "quiet", title + "no step of GRPO is logged yet."));
     } else {
-      at("worries").append(make("div", "fine", title + "nothing to worry about was found: dead groups, truncation, collapse, " +
+      at("worries").append(make("div", "fine", title + "Nothing to worry about was found: dead groups, truncation, collapse, " +
         "format, KL, gap and held-out metrics were looked at."));
     }
   }
@@ -87,7 +89,9 @@ function forestRow(row, name) {
   Object.assign(dot.style, {left: percent(value), background: row.colour});
   track.append(dot);
   track.title = interval ? `${number(value)}, 95 % from ${number(interval[0])} to ${number(interval[1])}` : number(value);
-  return [make("span", row.kind === "blind" ? "quiet" : "", row.title), track, make("span", "number", number(value))];
+  const figure = make("span", "number", number(value));
+  if (interval) figure.append(make("small", "", `${number(interval[0])}–${number(interval[1])}`));
+  return [make("span", row.kind === "blind" ? "quiet" : "", row.title), track, figure];
 }
 
 // --- curves ---
@@ -96,7 +100,7 @@ function forestRow(row, name) {
 function seriesOf([, phase, names]) {
   const columns = runs.map((run) => run[phase] || {step: []});
   const steps = [...new Set(columns.flatMap((column) => column.step))].sort((a, b) => a - b);
-  const place = new Map(steps.map((step, k) => [step, k])), values = [steps], looks = [{}];
+  const place = new Map(steps.map((step, k) => [step, k])), values = [steps], looks = [{label: "step", value: (_, v) => v == null ? "–" : String(v)}];
   const wanted = names[0] === "*" ? [...new Set(columns.flatMap(Object.keys))].filter((name) => name !== "step") : names;
   columns.forEach((column, k) => wanted.forEach((name, n) => {
     if (!column[name] || column[name].every((value) => value === null)) return;
@@ -118,7 +122,7 @@ function showCurves() {
     const place = make("div"), card = make("div", "card", null, make("h3", "", title), place, make("p", "quiet", sentence));
     at("charts").append(card);
     const axis = {stroke: () => css("--quiet"), grid: {stroke: () => css("--line"), width: 1}, ticks: {stroke: () => css("--line"), width: 1}};
-    const plot = new uPlot({width: 300, height: 180, series: looks, scales: {x: {time: false}, y: {distr: logarithmic ? 3 : 1}},
+    const plot = new uPlot({width: 300, height: 180, series: looks, scales: {x: {time: false}, y: logarithmic ? {distr: 3} : {range: (_, low, high) => low === high ? [low - 0.5, high + 0.5] : uPlot.rangeNum(low, high, 0.1, true)}},
       axes: [{...axis, space: 60}, {...axis, size: 56, values: (_, ticks) => ticks.map((v) => v == null ? "" : logarithmic ? v.toExponential(0) : String(+v.toPrecision(4)))}],
       cursor: {y: false}}, logarithmic ? values.map((line, k) => k ? line.map((v) => v === 0 ? null : v) : line) : values, place);
     charts.push([plot, place]);
