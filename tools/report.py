@@ -251,9 +251,10 @@ def format_worries(first: list[dict], recent: list[dict]) -> list[str]:
         return []
     if max(mean_of(recent, name) for name in parts) > 0.1:
         return []
-    return [f"Format without accuracy: `format` is {mean_of(recent, 'format'):.2f}, and no part of the task is above 0.1 "
-            f"({', '.join(f'{name} {mean_of(recent, name):.2f}, at first {mean_of(first, name):.2f}' for name in parts)}). The answers "
-            "can be read and are wrong: the questions may be too hard, or the videos not what they should be."]
+    said = ", ".join(f"{name} {mean_of(recent, name):.2f}, at first {mean_of(first, name):.2f}" for name in parts)
+    text = (f"Format without accuracy: `format` is {mean_of(recent, 'format'):.2f}, and no part of the task is above 0.1 ({said}). The "
+            "answers can be read and are wrong: the questions may be too hard, or the videos not what they should be.")
+    return [text]
 
 
 def number_worries(config: dict, grpo: list[dict], recent: list[dict]) -> list[str]:
@@ -264,7 +265,8 @@ def number_worries(config: dict, grpo: list[dict], recent: list[dict]) -> list[s
         found.append(f"The KL runs away: {kl:.2f} nats a token in the last steps, {before:.2f} in the middle of the run. The policy "
                      "leaves its reference, and its language with it; lower --lr or raise --beta.")
     gap = mean_of(recent, "logp_gap_mean")
-    in_float32 = config["device"] == "cpu" or not config["model"]  # bfloat16 rounds to about 1e-2
+    # The log does not say on what the run was; bfloat16, on a GPU, rounds to about 1e-2.
+    in_float32 = config["device"] == "cpu" or not (config["model"] or torch.cuda.is_available())
     if gap > (1e-4 if in_float32 else 0.05):
         found.append(f"The gap of log-probabilities is no rounding: {gap:.1e} on average between sampled and scored. A position, mask "
                      "or temperature is not the same in both, and the gradient is that of another policy.")
@@ -284,9 +286,10 @@ def held_out_worries(grpo: list[dict], evaluations: list[tuple[int, dict]]) -> l
     now = mean_of([line for line in grpo if abs(line["step"] - last_step) <= 5], "reward")
     if best - last <= 0.03 or now <= then:
         return []
-    return [f"The reward rises while the held-out metric falls: from step {step} to {last_step} the reward goes from {then:.2f} to "
+    text = (f"The reward rises while the held-out metric falls: from step {step} to {last_step} the reward goes from {then:.2f} to "
             f"{now:.2f}, and the mean of the first metrics from {best:.3f} to {last:.3f}. Something else is paid for, or the "
-            "training questions are learned by heart; best/ holds the best model."]
+            "training questions are learned by heart; best/ holds the best model.")
+    return [text]
 
 
 def result_worries(results: list[dict]) -> list[str]:

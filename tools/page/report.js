@@ -140,6 +140,7 @@ function showCurves() {
 function timeline(question, answers, chosen) {
   const clip = question.clip == null ? null : data.clips[question.clip], inner = make("div");
   inner.style.setProperty("--frames", clip ? clip.times.length : 6);
+  if (clip && clip.times.length > 8) inner.classList.add("many");
   if (clip) inner.append(...frameLanes(clip, question, answers[chosen]));
   if (question.spans && question.length) {
     inner.append(lane("truth", bars(question.spans, question.length, css("--truth"))));
