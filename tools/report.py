@@ -304,7 +304,7 @@ def result_worries(results: list[dict]) -> list[str]:
         if low <= guess[0]:
             found.append(f"{name} is {value:.3f} after GRPO, and an answer that never looks at the video gets {guess[0]:.3f} "
                          f"({guess[1]}): nothing shows that the video is used.")
-        if start and value < start["metrics"].get(name, 0) - 0.03:
+        if start and value < min(start["metrics"].get(name, 0) - 0.03, start["intervals"].get(name, (1.0,))[0]):
             found.append(f"{name} fell in GRPO, from {start['metrics'][name]:.3f} to {value:.3f}.")
     return found
 

@@ -89,6 +89,7 @@ def test_a_result_that_needs_no_video_is_said():
     assert report.worries(CONFIG, [], [], {}, [row("after", 0.45, [0.42, 0.5]), blind]) == []
     (found,) = report.worries(CONFIG, [], [], {}, [row("after_sft", 0.7), row("after", 0.5, [0.45, 0.55]), blind])
     assert "fell in GRPO, from 0.700 to 0.500" in found
+    assert report.worries(CONFIG, [], [], {}, [row("after_sft", 0.7, [0.4, 0.9]), row("after", 0.5, [0.45, 0.55]), blind]) == []
 
 
 # --- the page ----------------------------------------------------------------------------------------------------------

@@ -48,11 +48,15 @@ function showWorries() {
   }
 }
 
-/** Rows of the result of all runs; blind answers once. */
+/** Rows of the result of all runs, then the blind answers: once where they are those of an earlier run's questions too. */
 function resultRows() {
-  return runs.flatMap((run, k) => run.results.filter((row) => row.kind !== "blind" || k === 0).map((row) => ({
-    ...row, title: several && row.kind !== "blind" ? `${run.name}: ${row.title}` : row.title,
-    colour: row.kind === "blind" ? css("--quiet") : several ? colour(k) : css("--span")})));
+  const stages = [], blind = new Map();
+  runs.forEach((run, k) => run.results.forEach((row) => {
+    const title = several ? `${run.name}: ${row.title}` : row.title, key = JSON.stringify(row);
+    if (row.kind !== "blind") stages.push({...row, title, colour: several ? colour(k) : css("--span")});
+    else if (!blind.has(key)) blind.set(key, {...row, title: k ? title : row.title, colour: css("--quiet")});
+  }));
+  return [...stages, ...blind.values()];
 }
 
 function metricNames(rows) {
