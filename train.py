@@ -258,6 +258,8 @@ def train_grpo(run: Run, policy: VideoLM, reference: VideoLM | None, samples: li
         is_due = config.eval_every and (step + 1) % config.eval_every == 0
         evaluation = keep_best(run, policy, held_out, score, step + 1) if is_due else None
         run.log_grpo(step, steps, sampled, stats, grad_norm, lr, evaluation)
+        if is_due:
+            write_page(run, seconds=20)
 
 
 def loss_of(config: Config) -> Loss:
@@ -484,6 +486,8 @@ UNREADABLE_ANSWERS = (
 def keep_best(run: Run, policy: VideoLM, held_out: list[dict], score, step: int) -> dict:
     """Evaluate on the way; the best model so far stays in best/."""
     metrics = measure(run, policy, held_out, score, "on_the_way") or {}
+    if run.world.is_first and metrics:
+        keep_some(run.out, step)
     # One number for all ranks: a judge that rounds differently on one of them must not send it to save alone.
     (value,) = run.world.all_reduce_max(score_of(metrics))
     if value > run.results.get("best", {"score": -1.0})["score"]:
@@ -491,6 +495,18 @@ def keep_best(run: Run, policy: VideoLM, held_out: list[dict], score, step: int)
         run.save_model(policy, "best")
         run.save_state()
     return metrics
+
+
+KEPT_ANSWERS = 8  # of each task
+
+
+def keep_some(out: Path, step: int) -> None:
+    """Answers to the same few questions at every evaluation: tools/report.py shows how they change."""
+    lines = list(map(json.loads, open(out / "predictions.on_the_way.jsonl", encoding="utf-8")))
+    by_task: dict[str, list[dict]] = {}
+    for line in lines:
+        by_task.setdefault(line["task"], []).append(line)
+    write_lines(out / f"predictions.step{step:06d}.jsonl", [line for of_task in by_task.values() for line in of_task[:KEPT_ANSWERS]])
 
 
 # --- the whole run ----------------------------------------------------------------------------------------------------
@@ -666,6 +682,19 @@ def finish(run: Run, held_out: list[dict]) -> None:
     print(f"\n{run.out}/summary.json, {run.out}/final; {run.seconds['total']:.0f} s in all")
     columns = {"before": summary["before"], "after SFT": summary["after_sft"], "after GRPO": summary["after"], **baselines}
     print_table(METRICS, {name: column for name, column in columns.items() if column}, f"{len(held_out)} held-out samples")
+    write_page(run, seconds=60)
+
+
+def write_page(run: Run, seconds: float) -> None:
+    """report.html of the run, with frames for which so many seconds are enough. Whatever goes wrong with it is one line:
+    no page is worth a run."""
+    if run.world.is_first:
+        try:
+            from tools.report import write_report  # it measures, so it is above this file
+
+            write_report([run.out], run.out / "report.html", seconds=seconds)
+        except Exception as error:
+            tqdm.write(f"warning: {run.out}/report.html was not written: {type(error).__name__}: {error}".splitlines()[0])
 
 
 if __name__ == "__main__":

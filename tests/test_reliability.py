@@ -7,6 +7,7 @@ import re
 import resource
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -38,14 +39,17 @@ def start_of(whole_run: Path, folder: Path) -> Path:
     return folder
 
 
-def kill_until_it_ends(folder: Path, size: int, seed: int, most: int, stages: list[str], seconds: float) -> list[str]:
-    """Kill all processes of a run, which takes `seconds`, at random moments, up to `most` times, and let it end; where it was at
-    each kill."""
+def kill_until_it_ends(folder: Path, size: int, seed: int, most: int, stages: list[str], steps: int) -> list[str]:
+    """Kill all processes of a run of so many `steps` at random moments, up to `most` times, and let it end; where it was at each
+    kill. Moments are counted in steps, and a little later: seconds would be others on a busy machine."""
     chance, where, arguments = random.Random(seed), [], [*stages, "--out", "killed"]
     while True:
         began = (folder / "killed" / "config.json").exists()
         ranks = start_ranks(folder / "log", size, train_in, folder, ["--resume", "--out", "killed"] if began else arguments)
-        ranks[0].join(seconds * chance.uniform(0.1, 0.9) if len(where) < most else 240)
+        at, later = chance.randrange(steps), chance.uniform(0.0, 0.1)
+        while ranks[0].is_alive() and (len(where) == most or len(lines_that_parse(folder / "killed" / "metrics.jsonl")) < at):
+            time.sleep(0.005)
+        ranks[0].join(later)
         if not ranks[0].is_alive() or len(where) == most:
             break
         for rank in ranks:
@@ -73,8 +77,7 @@ def lines_that_parse(file: Path) -> list[str]:
 def check_kills(whole_run: Path, folder: Path, size: int, seed: int, most: int, stages: list[str] = STAGES) -> list[str]:
     start_of(whole_run, folder)
     run_ranks(folder / "log", size, train_in, folder, [*stages, "--out", "whole"], seconds=240)
-    seconds = json.loads((folder / "whole" / "summary.json").read_text())["seconds"]["total"]  # without the imports
-    where = kill_until_it_ends(folder, size, seed, most, stages, seconds)
+    where = kill_until_it_ends(folder, size, seed, most, stages, len(lines_that_parse(folder / "whole" / "metrics.jsonl")))
     assert_equal_runs(folder / "whole", folder / "killed")
     before, after = (json.loads((folder / name / "summary.json").read_text()) for name in ("whole", "killed"))
     assert {**before, "seconds": 0} == {**after, "seconds": 0}
