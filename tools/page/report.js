@@ -316,8 +316,8 @@ function heat({histogram: {mean_edges, std_edges, counts}, min_mean, min_std}) {
     return cell;
   }))).reverse();
   const head = make("tr", "", null, make("th", "", "mean \\ std"), ...std_edges.slice(0, -1).map((edge) => make("th", "", number(edge, 2))));
-  const note = `Mean and standard deviation of the answers' task score, by the lower edges of the bins; framed: where questions with a mean of at least ` +
-    `${number(min_mean, 2)} and a deviation of at least ${number(min_std, 2)} lie.`;
+  const note = `Mean and standard deviation of the answers' task score, by the lower edges of the bins; framed: where those with a mean of at least ` +
+    `${number(min_mean, 2)} and a deviation of at least ${number(min_std, 2)} can lie.`;
   return make("div", "", null, make("table", "heat", null, head, ...rows), make("p", "quiet", note));
 }
 
