@@ -202,11 +202,14 @@ def json_interval(text: str) -> Span | None:
 
 
 def json_number(value: Any) -> float:
-    """A JSON number, quoted or not; nan for everything else, a number with its unit too."""
-    try:
-        return float(value) if isinstance(value, (str, float)) else math.nan
-    except ValueError:
-        return math.nan
+    """A JSON number, or one in quotes, where .5 and 05 will do; nan for everything else: a number with its unit, "1_0" and
+    full-width digits, which float() reads and the text path does not."""
+    if isinstance(value, str):
+        return float(value) if QUOTED_NUMBER.fullmatch(value.strip()) else math.nan
+    return value if isinstance(value, float) else math.nan
+
+
+QUOTED_NUMBER = re.compile(r"[-+]?(?:[0-9]++\.?+[0-9]*+|\.[0-9]++)(?:[eE][-+]?[0-9]++)?")
 
 
 ROW = re.compile(r"\[([^][()]*+)\]|\(([^][()]*+)\)")  # one [ … ] or ( … ) with no bracket inside

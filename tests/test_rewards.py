@@ -291,6 +291,17 @@ def test_times_are_read_as_written(text, expected):
     assert parse_interval(text) == (pytest.approx(expected), "ok")
 
 
+@pytest.mark.parametrize("number, read", [
+    ('"1_0"', None), ('"１０"', None), ('"١٠"', None), ('"10 s"', None), ('"0x10"', None), ('"nan"', None), ('""', None), ("true", None),
+    ("null", None), ("[10]", None), ('"10"', 10), ('" 10.0 "', 10), ("10", 10), ('"1e1"', 10), ("1e1", 10), ('"+10."', 10), ('"010"', 10),
+    ('".5"', 0.5),
+])
+def test_numbers_of_the_json_are_those_of_the_text(number, read):
+    """float() takes "1_0" and full-width digits, which the text path refuses: one answer would be paid in JSON and not in words."""
+    expected = (None, "bad_interval") if read is None else ((read, 20.0), "ok")
+    assert parse_interval(f'{{"start_time": {number}, "end_time": "20"}}') == expected
+
+
 @pytest.mark.parametrize("text, reason", [
     ("", "bad_interval"), ("no idea", "bad_interval"), ("12", "bad_interval"), ("12, 18", "bad_interval"),
     ("12 or 18", "bad_interval"), ("12 min to 18 min", "bad_interval"), ("1.2.3 to 5", "bad_interval"),
