@@ -1,8 +1,8 @@
 """Does a model that was saved here load with another release of transformers, and say the same there?
 
-    pip install --target /tmp/t457 transformers==4.57.6             with peft beside it, adapters are tried as well
-    python tests/elsewhere.py write FOLDER                          here: models, and what they say
-    PYTHONPATH=/tmp/t457 python tests/elsewhere.py read FOLDER      there: loads them, compares tokens and logits
+    pip install --target releases/4.57.6 transformers==4.57.6             with peft beside it, adapters are tried as well
+    python tests/elsewhere.py write FOLDER                                here: models, and what they say
+    PYTHONPATH=releases/4.57.6 python tests/elsewhere.py read FOLDER    there: loads them, compares tokens and logits
 
 `write FOLDER --words qwen.tiktoken` takes the words of Qwen's vocabulary, where that file is at hand, not made-up ones.
 `read` imports nothing of this project. `tests/test_elsewhere.py` runs both for the releases in OTHER_RELEASES.

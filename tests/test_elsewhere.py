@@ -2,7 +2,7 @@
 
 OTHER_RELEASES names folders of `pip install --target FOLDER transformers==VERSION`, with a colon between them:
 
-    OTHER_RELEASES=/tmp/t457:/tmp/t451 python -m pytest -m slow tests/test_elsewhere.py
+    OTHER_RELEASES=releases/4.57.6:releases/4.51.3 python -m pytest -m slow tests/test_elsewhere.py
 """
 
 import os
