@@ -1,5 +1,6 @@
 """docs/reliability.md: runs that are killed at any moment, a long one in which everything goes wrong, and one that must not grow."""
 
+import itertools
 import json
 import os
 import random
@@ -138,34 +139,48 @@ def strike(fault: str, ranks: list, chance: random.Random) -> None:
 
 @pytest.mark.slow
 def test_a_run_in_which_everything_goes_wrong_comes_to_its_end(whole_run, tmp_path):
-    """Two processes, 60 steps, a fault every few seconds: each step is in the log once, the weights are numbers, and nothing
-    half written is left. The runs of kills alone show that it is the same run; a worker that dies costs its video."""
-    start_of(whole_run, tmp_path)
-    chance, struck, out = random.Random(0), [], tmp_path / "run"
+    """The runs of kills alone show that it is the same run; a worker that dies costs its video. With SOAK_MINUTES=120 in the
+    environment other runs, with other faults, follow for so long; `-s` shows what struck each."""
+    until = time.monotonic() + 60 * float(os.environ.get("SOAK_MINUTES", "0"))
+    for seed in itertools.count():
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        starts, struck = soak(start_of(whole_run, folder), seed)
+        counts = {fault: struck.count(fault) for fault in (*FAULTS, "full disk")}
+        print(f"{time.strftime('%H:%M:%S')} run {seed}: {starts} starts; faults: {counts}", flush=True)
+        shutil.rmtree(folder)
+        if time.monotonic() > until:
+            break
+
+
+def soak(folder: Path, seed: int, most: int = 30) -> tuple[int, list[str]]:
+    """Two processes, 60 steps, a fault every few seconds, `most` of them: each step is in the log once, the weights are
+    numbers, and nothing half written is left. -> how often it was started, and what struck it."""
+    chance, struck, out = random.Random(seed), [], folder / "run"
     first = [*STARTED, "--sft_steps", "20", "--steps", "40", "--questions", "2", "--num_workers", "1", "--save_every", "3",
              "--wait_minutes", "1", "--max_bad_share", "1", "--out", "run"]
     for attempt in range(200):
-        is_full = len(struck) < 30 and attempt % 4 == 1
+        is_full = len(struck) < most and attempt % 4 == 1
         struck += ["full disk"] * is_full
         arguments = ["--resume", "--out", "run"] if (out / "config.json").exists() else first
-        ranks = start_ranks(tmp_path / "log", 2, train_with_short_deadlines, tmp_path, arguments,
+        ranks = start_ranks(folder / "log", 2, train_with_short_deadlines, folder, arguments,
                             2**16 if is_full else resource.RLIM_INFINITY)
         while all(rank.is_alive() for rank in ranks):
             ranks[0].join(chance.uniform(1.0, 5.0))
-            if all(rank.is_alive() for rank in ranks) and len(struck) < 30:
+            if all(rank.is_alive() for rank in ranks) and len(struck) < most:
                 struck.append(chance.choice(FAULTS))
                 strike(struck[-1], ranks, chance)
         for rank in ranks:
-            rank.join(120)
-        assert not any(rank.is_alive() for rank in ranks), (struck[-1], read(tmp_path / "log", 0)[-2000:])
+            rank.join(240)
+        assert not any(rank.is_alive() for rank in ranks), (struck[-1], read(folder / "log", 0)[-2000:])
         if [rank.exitcode for rank in ranks] == [0, 0]:
             break
-    print(f"{attempt + 1} starts; faults: { {fault: struck.count(fault) for fault in (*FAULTS, 'full disk')} }")
-    assert [rank.exitcode for rank in ranks] == [0, 0], read(tmp_path / "log", 0)[-3000:]
+    assert [rank.exitcode for rank in ranks] == [0, 0], read(folder / "log", 0)[-3000:]
     log = [(line["phase"], line["step"]) for line in lines(out / "metrics.jsonl")]
     assert log == [("sft", k) for k in range(1, 21)] + [("grpo", k) for k in range(1, 41)]
     assert all(torch.isfinite(weight).all() for weight in weights(out / "final").values())
     assert not list(out.glob("partial-*")) and not list(out.glob("replaced-*"))
+    return attempt + 1, struck
 
 
 # --- nothing grows ----------------------------------------------------------------------------------------------------
