@@ -1,71 +1,127 @@
-"""The synthetic task: short clips that a model must watch to answer, and a tiny Qwen2.5-VL that can learn to.
+"""The synthetic task: short clips that a model must watch, and questions that it must read, and a tiny Qwen2.5-VL that can
+learn to do both.
 
-A clip lasts 10 seconds. A small white square wanders over a grey ground; once, for 2 to 4 whole seconds, the screen is
-tinted in one of four colours. The clip is crisp or noisy. From that come samples of all six tasks:
+A clip lasts 12 seconds. Twice, for 2 to 4 whole seconds each, a grey screen is tinted, in two of four colours. A white and
+a black square, each small or large, move straight on, left, right, up or down. One half of the clip has scan lines. From
+that come samples of all six tasks, and what each asks about is one of two things that the clip shows:
 
-    grounding       when is the screen red?                exactly one span
-    qa              which colour does the screen turn?     a letter
-    gqa             the same, with the window it does so   letter and span
-    tracking        where is the white square?             eight boxes
-    classification  is the quality high or low?            a label
-    captioning      what happens?                          two sentences
+    grounding       when is the screen red? when does it turn for the second time?     exactly one span
+    qa              which colour does the screen turn first? (or second)               a letter
+    gqa             the same, with the window in which it does so                      letter and span
+    tracking        where is the white square? (or the black one)                      eight boxes
+    classification  how is the quality of the first half? (or the second)              a label
+    captioning      what does the screen do? (or the white square, or the black one)   two sentences
 
-Colour, time and place are drawn independently, so that an answer which does not look at the video scores what the blind
-baselines score. Everything is a real file: H.264 in .mp4, a Hugging Face folder, a jsonl.
+All of it is drawn independently, so that an answer which does not look at the video scores what the blind baselines score,
+and one that does not read the question is about the wrong thing half of the time. Everything is a real file: H.264 in .mp4,
+a Hugging Face folder, a jsonl.
 
-Two kinds of label. `spans` is exact: the reward and the evaluation use it. `target`, which supervised fine-tuning imitates,
-comes from annotators who press a key while they watch: both ends up to `LATENESS` seconds late, in the thought as in the
-answer. Imitation learns to be late, and as uncertain as they are; a reward that is exact can undo both.
+Two kinds of label. `spans`, `boxes` and `events` are exact: the reward and the evaluation use them. `target`, which supervised
+fine-tuning imitates, comes from annotators who are only human. They press a key while they watch, so both ends of an event
+come up to `LATENESS` seconds late, in the thought as in the answer; the boxes that they draw are up to `LAG` frames behind;
+they often tell one event only of two. Imitation learns to be late and to leave out; a reward that is exact can undo it.
 """
 
 import json
 from fractions import Fraction
 from importlib import metadata
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-from data import BOXES, CAPTION, GLUE, LETTER, STYLES, THINK, TIMES, build_prompt, target_text
+from data import BOXES, CAPTION, GLUE, LETTER, STYLES, THINK, TIMES, build_prompt, reference_caption, target_text
 from lib.distributed import World
 from lib.files import write_whole
-from lib.samples import load_samples
+from lib.samples import NUM_BOXES, load_samples
 
 COLOURS = {"red": (230, 40, 40), "green": (40, 190, 60), "blue": (50, 70, 230), "yellow": (235, 215, 40)}
+SQUARES = {"white": 250, "black": 5}
+WAYS = {"to the right": (1, 0), "to the left": (-1, 0), "down": (0, 1), "up": (0, -1)}  # a picture counts y downwards
+SIDES = {"small": 2, "large": 4}  # of a square, in tenths of the picture
 SIZE, FPS = 56, 8  # 56 x 56 pixels are 2 x 2 tokens for every second
-DURATION, EVENT_LENGTHS = 10, (2, 3, 4)  # seconds
+DURATION, EVENT_LENGTHS = 12, (2, 3, 4)  # seconds
+SCAN_LINES = 30  # by how much every second row is darker, of 255
 LATENESS = 2  # seconds by which the ends of a warm-start label come late, at most
-VERSION = 10  # of everything above and below: a folder written by another version is written anew
+LAG = 2  # frames, of the eight, by which its boxes are behind, at most
+TELLS_ALL = 0.25  # share of its captions that tell both events
+VERSION = 11  # of everything above and below: a folder written by another version is written anew
 
 # --- clips ------------------------------------------------------------------------------------------------------------
 
 
-def draw_event(rng: np.random.Generator) -> tuple[str, int, int]:
-    """-> colour, start, end in whole seconds; every place in the clip is as likely as any other."""
-    length = int(rng.choice(EVENT_LENGTHS))
-    start = int(rng.integers(0, DURATION - length + 1))
-    return str(rng.choice(list(COLOURS))), start, start + length
+class Event(NamedTuple):
+    """The screen has this colour from `start` to `end`, in whole seconds."""
+
+    colour: str
+    start: int
+    end: int
 
 
-def draw_path(rng: np.random.Generator, num_frames: int) -> np.ndarray:
-    """Boxes [x0, y0, x1, y1] in [0, 1] of a square that moves on a straight line, (num_frames, 4)."""
-    side = rng.uniform(0.22, 0.36)
-    start, stop = rng.uniform(0, 1 - side, 2), rng.uniform(0, 1 - side, 2)
-    corner = start + (stop - start) * np.linspace(0, 1, num_frames)[:, None]  # (num_frames, 2)
-    return np.concatenate([corner, corner + side], axis=1)
+class Square(NamedTuple):
+    size: str
+    way: str
+    boxes: np.ndarray  # (T, 4): [x0, y0, x1, y1] in tenths of the picture, whole ones
 
 
-def render(rng: np.random.Generator, event: tuple[str, int, int], boxes: np.ndarray, noisy: bool) -> np.ndarray:
+class Scene(NamedTuple):
+    """What a clip shows."""
+
+    events: list[Event]  # two, in their order
+    squares: dict[str, Square]  # white and black
+    bad_half: int  # the half that has scan lines
+
+
+def draw_scene(rng: np.random.Generator) -> Scene:
+    return Scene(draw_events(rng), draw_squares(rng, DURATION * FPS), int(rng.integers(2)))
+
+
+def draw_events(rng: np.random.Generator) -> list[Event]:
+    """Two colours, with a second of grey between them at least; each way to place them is as likely as any other."""
+    first, second = (int(length) for length in rng.choice(EVENT_LENGTHS, 2))
+    spare = DURATION - first - second - 1  # seconds of grey that may stand before, between and behind
+    a, b = sorted(rng.choice(spare + 2, 2, replace=False))
+    before, between = int(a), int(b - a - 1)
+    start = before + first + 1 + between
+    colours = rng.choice(list(COLOURS), 2, replace=False)
+    return [Event(str(colours[0]), before, before + first), Event(str(colours[1]), start, start + second)]
+
+
+def draw_squares(rng: np.random.Generator, num_frames: int) -> dict[str, Square]:
+    """Paths on which no square ever hides a part of the other."""
+    while True:
+        white, black = (draw_square(rng, num_frames) for _ in SQUARES)
+        apart = (white.boxes[:, 2:] <= black.boxes[:, :2]) | (black.boxes[:, 2:] <= white.boxes[:, :2])  # (T, 2): in x, in y
+        if apart.any(axis=1).all():
+            return {"white": white, "black": black}
+
+
+def draw_square(rng: np.random.Generator, num_frames: int) -> Square:
+    """It moves by 4 tenths of the picture or more, at an even pace; each of its boxes has one digit behind the point."""
+    size, way = str(rng.choice(list(SIDES))), str(rng.choice(list(WAYS)))
+    most = 9 - SIDES[size]
+    distance = int(rng.integers(4, most + 1))
+    from_, across = int(rng.integers(0, most - distance + 1)), int(rng.integers(0, most + 1))
+    along = np.round(from_ + distance * np.linspace(0, 1, num_frames)).astype(int)  # (T,)
+    dx, dy = WAYS[way]
+    along = along if dx + dy > 0 else along[::-1]
+    corner = np.stack([along, np.full_like(along, across)] if dx else [np.full_like(along, across), along], axis=1)  # (T, 2)
+    return Square(size, way, np.concatenate([corner, corner + SIDES[size]], axis=1))
+
+
+def render(rng: np.random.Generator, scene: Scene) -> np.ndarray:
     """-> frames (T, SIZE, SIZE, 3) uint8."""
-    colour, start, end = event
     ground = rng.uniform(70, 130) + 6 * rng.standard_normal((SIZE, SIZE, 1), dtype=np.float32)
     frames = np.broadcast_to(ground, (DURATION * FPS, SIZE, SIZE, 3)).astype(np.float32)
-    frames[start * FPS : end * FPS] = 0.3 * frames[start * FPS : end * FPS] + 0.7 * np.array(COLOURS[colour])
-    for frame, box in zip(frames, boxes):
-        x0, y0, x1, y1 = np.round(box * SIZE).astype(int)
-        frame[y0:y1, x0:x1] = 250
-    if noisy:
-        frames += 25 * rng.standard_normal(frames.shape, dtype=np.float32)
+    for colour, start, end in scene.events:
+        frames[start * FPS : end * FPS] = 0.3 * frames[start * FPS : end * FPS] + 0.7 * np.array(COLOURS[colour])
+    for name, square in scene.squares.items():
+        for frame, box in zip(frames, np.round(square.boxes / 10 * SIZE).astype(int)):
+            x0, y0, x1, y1 = box
+            frame[y0:y1, x0:x1] = SQUARES[name]
+    half = len(frames) // 2
+    frames[scene.bad_half * half : (scene.bad_half + 1) * half, ::2] -= SCAN_LINES
     return frames.clip(0, 255).astype(np.uint8)
 
 
@@ -85,57 +141,91 @@ def write_mp4(path: Path, frames: np.ndarray, fps: int = FPS) -> None:
 # --- samples ----------------------------------------------------------------------------------------------------------
 
 
-def late_span(rng: np.random.Generator, start: int, end: int) -> tuple[int, int]:
-    """The span as an annotator gives it who presses a key when the event begins and another when it ends."""
+def late_events(rng: np.random.Generator, events: list[Event]) -> list[Event]:
+    """The events as an annotator gives them who presses a key when one begins and another when it ends."""
     while True:
-        s, e = (int(x) for x in (start, end) + rng.integers(0, LATENESS + 1, 2))
-        if s < min(e, DURATION):
-            return s, min(e, DURATION)
+        late = rng.integers(0, LATENESS + 1, (len(events), 2))
+        found = [Event(e.colour, e.start + int(s), min(e.end + int(t), DURATION)) for e, (s, t) in zip(events, late)]
+        edges = [second for event in found for second in event[1:]]
+        if edges == sorted(edges) and all(event.start < event.end for event in found):
+            return found
 
 
-def thought(span: tuple[int, int], colour: str) -> str:
+def thought(events: list[Event]) -> str:
     """What is seen, second by second: "0 grey1 grey2 red ...". No blank before a digit, where Qwen's tokenizer would make
     it a token of its own: two tokens a second are as many positions as a second of video spans, so that "look at the
     second I am writing about" is one fixed distance, which a tiny model learns in minutes."""
-    return "".join(f"{t} {colour if span[0] <= t < span[1] else 'grey'}" for t in range(DURATION))
+    seen = {t: colour for colour, start, end in events for t in range(start, end)}
+    return "".join(f"{t} {seen.get(t, 'grey')}" for t in range(DURATION))
 
 
-def motion(boxes: np.ndarray) -> str:
-    """Where a square with these boxes (T, 4) goes, in words; the longer side of its way decides."""
-    dx, dy = boxes[-1, :2] - boxes[0, :2]
-    if max(abs(dx), abs(dy)) < 0.1:  # a tenth of the picture: less is hardly seen
-        return "stays where it is"
-    if abs(dx) > abs(dy):
-        return "moves to the " + ("right" if dx > 0 else "left")
-    return "moves " + ("down" if dy > 0 else "up")
+ORDER = ("first", "second")
 
 
-def make_samples(rng: np.random.Generator, name: str, event: tuple[str, int, int], boxes: np.ndarray,
-                 noisy: bool) -> list[dict]:
+def make_samples(rng: np.random.Generator, name: str, scene: Scene) -> list[dict]:
     """One sample of every task about one clip."""
-    colour, start, end = event
-    letter = "ABCD"[list(COLOURS).index(colour)]
-    choice = {"question": "which colour does the screen turn?", "options": list(COLOURS), "answer": letter}
-    shown = np.round(np.linspace(0, len(boxes) - 1, 8)).astype(int)
-    spans = [late_span(rng, start, end) for _ in range(3)]  # three annotators, each as late
-    thoughts = [f"<think>{thought(span, colour)}</think>" for span in spans]
-    (s, e), _, (s2, e2) = spans
-    samples = [
-        {"task": "grounding", "question": f"the screen is {colour}", "spans": [[start, end]],
-         "target": f"{thoughts[0]}<answer>{s} to {e}</answer>"},
-        {"task": "qa", **choice, "target": f"{thoughts[1]}<answer>{letter}</answer>"},
-        {"task": "gqa", **choice, "spans": [[start, end]],
-         "target": f"{thoughts[2]}<answer>{letter}</answer><glue>[({s2}, {e2})]</glue>"},
-        {"task": "tracking", "question": "white square", "frames": shown.tolist(),
-         "boxes": [[round(float(x), 3) for x in boxes[k]] for k in shown]},
-        {"task": "classification", "options": ["low quality", "high quality"],
-         "question": "How about the quality of the video? Choose one answer from ['low quality', 'high quality'].",
-         "answer": "low quality" if noisy else "high quality"},
-        {"task": "captioning", "question": "Describe what happens in the video.",
-         "events": [f"the screen turns {colour}", f"a white square {motion(boxes)}"]},
-    ]
+    samples = [{"task": "grounding", **ask_when(rng, scene.events)},
+               {"task": "qa", **ask_which(rng, scene.events)[0]},
+               {"task": "gqa", **ask_which(rng, scene.events)[1]},
+               {"task": "tracking", **ask_where(rng, scene.squares)},
+               {"task": "classification", **ask_how_good(rng, scene.bad_half)},
+               {"task": "captioning", **ask_what(rng, scene)}]
     common = {"video": f"videos/{name}.mp4", "duration": float(DURATION)}
     return [{"id": f"{name}-{sample['task']}", **sample, **common} for sample in samples]
+
+
+def ask_when(rng: np.random.Generator, events: list[Event]) -> dict:
+    """By colour, or by order."""
+    asked, by_colour = int(rng.integers(2)), bool(rng.integers(2))
+    late, event = late_events(rng, events), events[asked]
+    question = f"the screen is {event.colour}" if by_colour else f"the screen has its {ORDER[asked]} colour"
+    return {"question": question, "spans": [[event.start, event.end]],
+            "target": f"<think>{thought(late)}</think><answer>{late[asked].start} to {late[asked].end}</answer>"}
+
+
+def ask_which(rng: np.random.Generator, events: list[Event]) -> tuple[dict, dict]:
+    """Without, and with the window."""
+    asked, late = int(rng.integers(2)), late_events(rng, events)
+    event = events[asked]
+    letter = "ABCD"[list(COLOURS).index(event.colour)]
+    choice = {"question": f"which is the {ORDER[asked]} colour of the screen?", "options": list(COLOURS), "answer": letter}
+    said = f"<think>{thought(late)}</think><answer>{letter}</answer>"
+    return ({**choice, "target": said},
+            {**choice, "spans": [[event.start, event.end]],
+             "target": f"{said}<glue>[({late[asked].start}, {late[asked].end})]</glue>"})
+
+
+def ask_where(rng: np.random.Generator, squares: dict[str, Square]) -> dict:
+    """The annotator's boxes, but the first, which the question gives, are some frames behind."""
+    colour, lag = str(rng.choice(list(squares))), int(rng.integers(0, LAG + 1))
+    boxes = squares[colour].boxes
+    shown = np.round(np.linspace(0, len(boxes) - 1, NUM_BOXES)).astype(int)
+    exact = [[int(x) / 10 for x in boxes[k]] for k in shown]
+    late = [exact[max(k - lag, 0)] for k in range(NUM_BOXES)]
+    return {"question": f"{colour} square", "frames": shown.tolist(), "boxes": exact,
+            "target": f"<think></think><answer>{late}</answer>"}
+
+
+def ask_how_good(rng: np.random.Generator, bad_half: int) -> dict:
+    asked = int(rng.integers(2))
+    return {"options": ["low quality", "high quality"], "answer": "low quality" if asked == bad_half else "high quality",
+            "question": f"How about the quality of the {ORDER[asked]} half of the video? Choose one answer from "
+                        "['low quality', 'high quality']."}
+
+
+def ask_what(rng: np.random.Generator, scene: Scene) -> dict:
+    """Two events; the annotator often tells one of them only."""
+    if rng.integers(2):
+        subject, seen = "screen", thought(scene.events)
+        events = [f"the screen turns {event.colour}" for event in scene.events]
+    else:
+        colour = str(rng.choice(list(scene.squares)))
+        size, way, boxes = scene.squares[colour]
+        subject, seen = f"{colour} square", "{}{} to {}{}".format(*boxes[0, :2], *boxes[-1, :2])
+        events = [f"the {colour} square is {size}", f"the {colour} square moves {way}"]
+    told = events if rng.random() < TELLS_ALL else [events[int(rng.integers(2))]]
+    return {"question": f"Describe what the {subject} does in the video.", "events": events,
+            "target": f"<think>{seen}</think><answer>{reference_caption({'events': told})}</answer>"}
 
 
 def write_dataset(out: Path, train: int, eval: int, seed: int) -> None:
@@ -155,9 +245,9 @@ def write_dataset(out: Path, train: int, eval: int, seed: int) -> None:
         for split, (name, clips) in enumerate((("train", train), ("eval", eval))):
             for i in tqdm(range(clips), f"writing {clips} clips ({name})", unit="clip", leave=False):
                 rng = np.random.default_rng([seed, split, i])
-                event, boxes, noisy = draw_event(rng), draw_path(rng, DURATION * FPS), bool(rng.integers(2))
-                write_mp4(folder / f"{name}-{i:04d}.mp4", render(rng, event, boxes, noisy))
-                lines[name] += map(json.dumps, make_samples(rng, f"{name}-{i:04d}", event, boxes, noisy))
+                scene = draw_scene(rng)
+                write_mp4(folder / f"{name}-{i:04d}.mp4", render(rng, scene))
+                lines[name] += map(json.dumps, make_samples(rng, f"{name}-{i:04d}", scene))
     lines["settings"] = [json.dumps(settings)]  # last: it says that the rest is there
     for name, text in lines.items():
         with write_whole(out / f"{name}.json{'' if name == 'settings' else 'l'}") as file:
@@ -191,6 +281,11 @@ PREPROCESSOR = {  # what a published Qwen2.5-VL folder holds for its image proce
 PHRASES = ("system\nYou are a helpful assistant.", "user\n", "assistant\n", THINK, "\n\nThen, p", TIMES, LETTER, GLUE, BOXES,
            CAPTION, 'To accurately pinpoint the event "', '" in the video, determine the precise time period of the event.',
            'Answer the question: "', '" according to the content of the video. Select the answer from :',
+           'Track the "', '" in the video based on its initial coordinates "', '"." The output should be a list containing eight '
+           'sublists. Each sublist includes four normalized coordinates [x0, y0, x1, y1] representing the bounding box of the '
+           'object at specific time intervals.', "Then, provide your final answer within the <answer> </answer> tags.\n",
+           "How about the quality of the ", " half of the video? Choose one answer from ['low quality', 'high quality'].",
+           "Describe what the ", " does in the video.", "[[0.", "], [0.", ", 0.", "]]", "low quality", "high quality",
            "<think>", "</think>", "<answer>", "</answer>", "<glue>", "</glue>")
 
 
