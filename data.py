@@ -24,6 +24,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from lib.captions import as_caption
 from lib.readers import DECODING_ERRORS, IndexIsWrong, Source, VideoError, find_video, first_line, open_video
 from lib.samples import LETTERS, NUM_BOXES, entry_of, option_texts
 
@@ -157,17 +158,7 @@ def ask_what_happens(sample: dict, think: bool) -> str:
 
 
 def say_what_happens(sample: dict, style: str) -> str:
-    return in_answer(reference_caption(sample))
-
-
-def reference_caption(sample: dict) -> str:
-    """The annotated events as one text: a sentence each, in their order.
-
-    >>> reference_caption({"events": ["a man opens a door", "He leaves."]})
-    'A man opens a door. He leaves.'
-    """
-    events = [event.strip() for event in sample["events"]]
-    return " ".join(event[0].upper() + event[1:] + ("" if event[-1] in ".!?" else ".") for event in events)
+    return in_answer(as_caption(sample["events"]))
 
 
 TEXTS = {

@@ -28,7 +28,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
-from lib.captions import Judge, told, words_judge
+from lib.captions import Judge, as_caption, split_sentences, told, words_judge
 from lib.samples import LETTERS, entry_of, field_problem, option_texts, value_problem
 
 Span = tuple[float, float]  # start, end in seconds
@@ -47,7 +47,7 @@ class Score(NamedTuple):
 
 
 # Ways to make one number of the parts; see `score`.
-MIXES = ("sum", "temporal_r1", "discrete", "continuous")
+MIXES = ("sum", "videochat_r1", "temporal_r1", "discrete", "continuous")
 
 
 # ---- Overlap in time and space ---------------------------------------------------------------------------------------
@@ -462,16 +462,31 @@ def measure_classification(sample: dict, completion: str, judge: Judge) -> Measu
 
 
 def measure_captioning(sample: dict, completion: str, judge: Judge) -> Measured:
-    """Which share of the annotated events does the caption tell? (VideoChat-R1's reward for captions, as published.)
+    """Which share of the annotated events does the caption tell, and what does it tell besides?
 
-    There a model takes the events from a reference caption, and the share is mapped to reward levels that the paper
-    does not give. Here the events are annotated and the share is the reward. Nothing is paid, or taken, for what else a
-    caption says: --max_new_tokens alone bounds its length, and evaluation reports precision beside recall.
+    `event_recall` is VideoChat-R1's reward for captions, as published: there a model takes the events from a reference
+    caption, and the share is mapped to reward levels that the paper does not give; here the events are annotated and the
+    share is the reward. Alone it pays a caption that lists everything that could happen in full. So `invented`, 0 or less,
+    takes back what the sentences that no event tells have earned: together they are recall times precision.
     """
     events = annotated(sample, "events")
     caption, reason = read(sample, completion, "answer")
     recall = sum(told(judge, [(event, caption) for event in events])) / len(events) if caption else 0.0
-    return {"event_recall": measure(recall, reason, "no_event")}
+    invented = recall * (1 - caption_precision(events, caption, judge)) if recall else 0.0
+    return {"event_recall": measure(recall, reason, "no_event"), "invented": (-invented, "ok")}
+
+
+def caption_precision(events: list[str], caption: str, judge: Judge) -> float:
+    """The share of the caption's sentences that the annotated events tell, by the judge with its two sides exchanged.
+
+    Dream-1k has a model cut the caption into events first; here a sentence is one, so that a sentence of three true
+    things counts as much as a sentence of one false thing. No sentence: 0.
+
+    >>> caption_precision(["A man opens the door", "He takes a cup"], "The man opens a door. A dog barks.", words_judge)
+    0.5
+    """
+    sentences, reference = split_sentences(caption), as_caption(events)
+    return sum(told(judge, [(sentence, reference) for sentence in sentences])) / max(len(sentences), 1)
 
 
 class Reward(NamedTuple):
@@ -491,8 +506,9 @@ REWARDS = {
     "gqa": Reward({"answer": CHOICE, "glue": WINDOWS}, measure_gqa, discrete=("accuracy",), continuous=("temporal_iou",)),
     "tracking": Reward({"answer": EIGHT_BOXES}, measure_tracking, continuous=("box_iou",)),
     "classification": Reward({"answer": LABEL}, measure_classification, discrete=("accuracy",)),
-    "captioning": Reward({"answer": CAPTION}, measure_captioning, continuous=("event_recall",)),
+    "captioning": Reward({"answer": CAPTION}, measure_captioning, continuous=("event_recall", "invented")),
 }
+PRICES = ("invented",)  # parts that only take away
 
 # The parts of all tasks, each once.
 DISCRETE = tuple(dict.fromkeys(part for reward in REWARDS.values() for part in reward.discrete))
@@ -546,14 +562,14 @@ def mix_parts(parts: dict[str, float], mix: str) -> float:
     """The parts as one number, the one that the advantages compare."""
     if mix == "temporal_r1":
         return 0.5 * task_score(parts) + 0.5 * parts["format"]
-    left_out = {"sum": (), "discrete": CONTINUOUS, "continuous": DISCRETE}[mix]
+    left_out = {"sum": (), "videochat_r1": PRICES, "discrete": CONTINUOUS, "continuous": DISCRETE}[mix]
     return sum(value for name, value in parts.items() if name not in left_out)
 
 
 def task_score(parts: dict[str, float]) -> float:
-    """The mean of the parts without `format`: how good the answer is, however it was written down."""
-    values = [value for name, value in parts.items() if name != "format"]
-    return sum(values) / len(values)
+    """The mean of the parts without `format`, less the prices: how good the answer is, however it was written down."""
+    values = [value for name, value in parts.items() if name not in ("format", *PRICES)]
+    return sum(values) / len(values) + sum(parts.get(name, 0.0) for name in PRICES)
 
 
 def first_reason(reasons: list[str]) -> str:

@@ -74,14 +74,14 @@ class Config:
     seed: int = papers(0, "decides order, sampling and, in the synthetic run, clips and weights", within=SEED)
     # what the model sees and is asked
     prompt: str = papers("think", "with thought, without, or Temporal-R1's JSON", choices=STYLES)
-    reward: str = papers("sum", "sum of the parts; half task and half format; or format and one half of the dual reward",
+    reward: str = papers("sum", "sum of the parts; the same without a price for invented events, as VideoChat-R1 pays captions; half task and half format; or format and one half of the dual reward",
                          choices=rewards.MIXES)
     judge: str = papers("", "causal LM that says which events a caption tells; without it word rules do")
     fps: float = papers(2.0, "frames looked at, for each second of video", within=FRAME_RATE)
     max_frames: int = papers(768, "most frames of one video", within=FRAMES)
-    total_pixels: int = papers(3584 * 784, "pixel budget of a whole video; 784 pixels of two frames make a token",
+    total_pixels: int = papers(12 * 784, "pixel budget of a whole video; 784 pixels of two frames make a token", with_model=3584 * 784,
                                within=PIXELS)
-    min_pixels: int = papers(4 * 784, "least pixels of a frame", with_model=16 * 784, within=PIXELS)
+    min_pixels: int = papers(784, "least pixels of a frame", with_model=16 * 784, within=PIXELS)
     max_prompt_tokens: int = papers(16384, "a longer prompt is an error, never cut", within=TOKENS)
     # GRPO
     steps: int = papers(120, "GRPO steps; -1: once through the (selected) data, -3: three times", with_model=FULL_PASS,

@@ -81,6 +81,16 @@ def split_sentences(text: str) -> list[str]:
     return [sentence.strip() for sentence in SENTENCE_END.split(text) if WORD.search(sentence)]
 
 
+def as_caption(events: list[str]) -> str:
+    """The annotated events as one text: a sentence each, in their order.
+
+    >>> as_caption(["a man opens a door", "He leaves."])
+    'A man opens a door. He leaves.'
+    """
+    events = [event.strip() for event in events]
+    return " ".join(event[0].upper() + event[1:] + ("" if event[-1] in ".!?" else ".") for event in events)
+
+
 def stem(word: str) -> str:
     """The common part of a word's regular forms: opens, opened, opening -> open; carries, carried, carry -> carri.
 

@@ -68,16 +68,20 @@ def print_reasons(reasons: dict[str, int]) -> None:
 
 
 def print_probes(order: tuple[str, ...], probes: dict[str, dict], metrics: dict, baselines: dict[str, dict]) -> None:
-    """For every metric but shares above a threshold: what is left of it when the video is spoilt."""
+    """For every metric but shares above a threshold: what is left of it when the video, or the question, is spoilt.
+
+    Below the best blind answer a drop shows no sight: a model that has lost the form of its answers falls as far."""
     for name in order:
         if name not in metrics or "R@" in name or "/" not in name:
             continue
-        print(f"\n{name:28}{'n':>8}{'intact':>10}{'probe':>10}{'drop':>10}  95 % of the drop")
+        print(f"\n{name:28}{'n':>8}{'intact':>10}{'probe':>10}{'drop':>10}{'unreadable':>12}  95 % of the drop")
+        best_blind = max([result[name] for result in baselines.values() if result.get(name) is not None], default=0.0)
         for probe, result in probes.items():
             if name in result["drop"]:
                 cells = "".join(f"{result[column][name]:>10.3f}" for column in ("intact", "score", "drop"))
-                n = result["n"][name.split("/")[0]]
-                print(f"{probe:28}{n:>8}{cells}  {in_brackets(result['drop_intervals'][name])}")
+                n, unreadable = (result[of_task][name.split("/")[0]] for of_task in ("n", "unreadable"))
+                remark = "  below the blind answer: broken output, not sight" if result["score"][name] < best_blind else ""
+                print(f"{probe:28}{n:>8}{cells}{unreadable:>12.3f}  {in_brackets(result['drop_intervals'][name])}{remark}")
         for baseline, result in baselines.items():
             if name in result:
                 print(f"{'blind: ' + baseline:46}{result[name]:>10.3f}")

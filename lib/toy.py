@@ -31,7 +31,8 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from data import BOXES, CAPTION, GLUE, LETTER, STYLES, THINK, TIMES, build_prompt, reference_caption, target_text
+from data import BOXES, CAPTION, GLUE, LETTER, STYLES, THINK, TIMES, build_prompt, target_text
+from lib.captions import as_caption
 from lib.distributed import World
 from lib.files import write_whole
 from lib.samples import NUM_BOXES, load_samples
@@ -40,13 +41,13 @@ COLOURS = {"red": (230, 40, 40), "green": (40, 190, 60), "blue": (50, 70, 230), 
 SQUARES = {"white": 250, "black": 5}
 WAYS = {"to the right": (1, 0), "to the left": (-1, 0), "down": (0, 1), "up": (0, -1)}  # a picture counts y downwards
 SIDES = {"small": 2, "large": 4}  # of a square, in tenths of the picture
-SIZE, FPS = 56, 8  # 56 x 56 pixels are 2 x 2 tokens for every second
+SIZE, FPS = 56, 8  # pixels of a side, frames a second; the model sees 28 x 28 pixels, which are one token a second
 DURATION, EVENT_LENGTHS = 12, (2, 3, 4)  # seconds
-SCAN_LINES = 30  # by how much every second row is darker, of 255
+STRIPES = 40  # by how much they are darker, of 255
 LATENESS = 2  # seconds by which the ends of a warm-start label come late, at most
 LAG = 2  # frames, of the eight, by which its boxes are behind, at most
 TELLS_ALL = 0.25  # share of its captions that tell both events
-VERSION = 11  # of everything above and below: a folder written by another version is written anew
+VERSION = 12  # of everything above and below: a folder written by another version is written anew
 
 # --- clips ------------------------------------------------------------------------------------------------------------
 
@@ -121,7 +122,8 @@ def render(rng: np.random.Generator, scene: Scene) -> np.ndarray:
             x0, y0, x1, y1 = box
             frame[y0:y1, x0:x1] = SQUARES[name]
     half = len(frames) // 2
-    frames[scene.bad_half * half : (scene.bad_half + 1) * half, ::2] -= SCAN_LINES
+    bad = frames[scene.bad_half * half : (scene.bad_half + 1) * half]
+    bad.reshape(half, SIZE // 8, 8, SIZE, 3)[:, :, :4] -= STRIPES  # four rows of eight: two of four when the model sees them
     return frames.clip(0, 255).astype(np.uint8)
 
 
@@ -202,13 +204,15 @@ def ask_where(rng: np.random.Generator, squares: dict[str, Square]) -> dict:
     shown = np.round(np.linspace(0, len(boxes) - 1, NUM_BOXES)).astype(int)
     exact = [[int(x) / 10 for x in boxes[k]] for k in shown]
     late = [exact[max(k - lag, 0)] for k in range(NUM_BOXES)]
+    seen = "".join(f"{round(10 * x0)}{round(10 * y0)} " for x0, y0, _, _ in late)
     return {"question": f"{colour} square", "frames": shown.tolist(), "boxes": exact,
-            "target": f"<think></think><answer>{late}</answer>"}
+            "target": f"<think>{seen}</think><answer>{late}</answer>"}
 
 
 def ask_how_good(rng: np.random.Generator, bad_half: int) -> dict:
-    asked = int(rng.integers(2))
-    return {"options": ["low quality", "high quality"], "answer": "low quality" if asked == bad_half else "high quality",
+    asked, halves = int(rng.integers(2)), ["striped" if half == bad_half else "clean" for half in range(2)]
+    return {"options": ["low quality", "high quality"], "answer": (answer := "low quality" if asked == bad_half else "high quality"),
+            "target": f"<think>first half {halves[0]}, second half {halves[1]}</think><answer>{answer}</answer>",
             "question": f"How about the quality of the {ORDER[asked]} half of the video? Choose one answer from "
                         "['low quality', 'high quality']."}
 
@@ -225,7 +229,7 @@ def ask_what(rng: np.random.Generator, scene: Scene) -> dict:
         events = [f"the {colour} square is {size}", f"the {colour} square moves {way}"]
     told = events if rng.random() < TELLS_ALL else [events[int(rng.integers(2))]]
     return {"question": f"Describe what the {subject} does in the video.", "events": events,
-            "target": f"<think>{seen}</think><answer>{reference_caption({'events': told})}</answer>"}
+            "target": f"<think>{seen}</think><answer>{as_caption(told)}</answer>"}
 
 
 def write_dataset(out: Path, train: int, eval: int, seed: int) -> None:

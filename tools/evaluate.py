@@ -284,6 +284,15 @@ def write_results(args: Flags, samples: list[dict], answers: dict[str, list[dict
     print_table(METRICS, {"model": metrics, **baselines}, f"{len(samples)} samples", intervals)
 
 
+def with_another_question(sample: dict, samples: list[dict]) -> dict | None:
+    """The sample with the question of another one of its task, about the same video where there is one; options and truth
+    stay. A model that reads its question now answers another; one that does not scores as before. None: all ask the same."""
+    others = [other for other in samples if other["task"] == sample["task"] and other["question"] != sample["question"]]
+    others = [other for other in others if other["video"] == sample["video"]] or others
+    chosen = random.Random(f"another question {sample['id']}").choice(others) if others else None
+    return sample | {"question": chosen["question"]} if chosen else None
+
+
 def count_reasons(predictions: list[dict]) -> dict[str, int]:
     """{reason: number of completions}, the commonest first."""
     return dict(Counter(reason for prediction in predictions for reason in prediction["reasons"]).most_common())
@@ -299,7 +308,9 @@ def compare(samples: list[dict], values: list[dict[str, float]], probed: list[di
     # The same draws: by the clip that was asked about, also where another one was shown.
     resampled, resampled_before = resampled_means(spoilt, asked), resampled_means(intact, asked)
     counts = Counter(sample["task"] for sample in probed)
+    unreadable = Counter(sample["task"] for sample, value in zip(probed, spoilt) if value["parse_failure"] == 1)
     return {"n": dict(counts), "score": score, "intact": before,
+            "unreadable": {task: unreadable[task] / n for task, n in counts.items()},
             "drop": {name: before[name] - score[name] for name in resampled},
             "drop_intervals": intervals_of({name: resampled_before[name] - resampled[name] for name in resampled}),
             "reasons": count_reasons(predictions)}
@@ -396,10 +407,10 @@ def category_row(pairs: list[tuple[dict, dict]]) -> dict[str, float]:
     return row | ({"blind": max(known)} if known else {})
 
 
-# ---- probes: the same questions, and no longer the same video -------------------------------------------------------
+# ---- probes: the same questions, and no longer the same video; or the other way round --------------------------------
 #
-# Only what is seen changes. The number of frames and their positions in time stay, so that the prompt is as long as
-# before and nothing but the pixels can tell that something is wrong.
+# Of a spoilt clip only what is seen changes. The number of frames and their positions in time stay, so that the prompt is as
+# long as before and nothing but the pixels can tell that something is wrong.
 
 
 def shuffled(sample: dict, clip: Clip) -> Clip:
@@ -422,7 +433,8 @@ def black(sample: dict, clip: Clip) -> Clip:
 
 
 CHANGES: dict[str, Callable[[dict, Clip], Clip] | None] = {
-    "shuffled": shuffled, "one_frame": one_frame, "black": black, "another_video": None}  # None: the clip as it is
+    "shuffled": shuffled, "one_frame": one_frame, "black": black, "another_video": None,
+    "another_question": None}  # None: the clip as it is
 SHOWN = ("video", "start", "end", "fps", "frames")  # the fields of a sample that say what is shown
 
 
@@ -433,6 +445,8 @@ def probe_samples(probe: str, samples: list[dict], predictions: list[dict]) -> l
     no such sample. The length of the clip and its positions are then the other video's.
     """
     seen = [s for s, prediction in zip(samples, predictions) if "video" in s and "problem" not in prediction]
+    if probe == "another_question":
+        return [changed for sample in seen if (changed := with_another_question(sample, seen))]
     if probe != "another_video":
         return seen
     exchanged = []
