@@ -47,7 +47,7 @@ STRIPES = 40  # by how much they are darker, of 255
 LATENESS = 2  # seconds by which the ends of a warm-start label come late, at most
 LAG = 2  # frames, of the eight, by which its boxes are behind, at most
 TELLS_ALL = 0.25  # share of its captions that tell both events
-VERSION = 12  # of everything above and below: a folder written by another version is written anew
+VERSION = 16  # of everything above and below: a folder written by another version is written anew
 
 # --- clips ------------------------------------------------------------------------------------------------------------
 
@@ -153,12 +153,12 @@ def late_events(rng: np.random.Generator, events: list[Event]) -> list[Event]:
             return found
 
 
-def thought(events: list[Event]) -> str:
+def thought(events: list[Event], asked: int, words: str) -> str:
     """What is seen, second by second: "0 grey1 grey2 red ...". No blank before a digit, where Qwen's tokenizer would make
     it a token of its own: two tokens a second are as many positions as a second of video spans, so that "look at the
     second I am writing about" is one fixed distance, which a tiny model learns in minutes."""
     seen = {t: colour for colour, start, end in events for t in range(start, end)}
-    return "".join(f"{t} {seen.get(t, 'grey')}" for t in range(DURATION))
+    return f"{words}: " + "".join(f"{t} {seen.get(t, 'grey')}" for t in range(DURATION)) + "; {} {} to {}".format(*events[asked])
 
 
 ORDER = ("first", "second")
@@ -180,9 +180,10 @@ def ask_when(rng: np.random.Generator, events: list[Event]) -> dict:
     """By colour, or by order."""
     asked, by_colour = int(rng.integers(2)), bool(rng.integers(2))
     late, event = late_events(rng, events), events[asked]
-    question = f"the screen is {event.colour}" if by_colour else f"the screen has its {ORDER[asked]} colour"
+    words = event.colour if by_colour else ORDER[asked]
+    question = f"the screen is {words}" if by_colour else f"the screen has its {words} colour"
     return {"question": question, "spans": [[event.start, event.end]],
-            "target": f"<think>{thought(late)}</think><answer>{late[asked].start} to {late[asked].end}</answer>"}
+            "target": f"<think>{thought(late, asked, words)}</think><answer>{late[asked].start} to {late[asked].end}</answer>"}
 
 
 def ask_which(rng: np.random.Generator, events: list[Event]) -> tuple[dict, dict]:
@@ -191,7 +192,7 @@ def ask_which(rng: np.random.Generator, events: list[Event]) -> tuple[dict, dict
     event = events[asked]
     letter = "ABCD"[list(COLOURS).index(event.colour)]
     choice = {"question": f"which is the {ORDER[asked]} colour of the screen?", "options": list(COLOURS), "answer": letter}
-    said = f"<think>{thought(late)}</think><answer>{letter}</answer>"
+    said = f"<think>{thought(late, asked, ORDER[asked])}</think><answer>{letter}</answer>"
     return ({**choice, "target": said},
             {**choice, "spans": [[event.start, event.end]],
              "target": f"{said}<glue>[({late[asked].start}, {late[asked].end})]</glue>"})
@@ -204,7 +205,7 @@ def ask_where(rng: np.random.Generator, squares: dict[str, Square]) -> dict:
     shown = np.round(np.linspace(0, len(boxes) - 1, NUM_BOXES)).astype(int)
     exact = [[int(x) / 10 for x in boxes[k]] for k in shown]
     late = [exact[max(k - lag, 0)] for k in range(NUM_BOXES)]
-    seen = "".join(f"{round(10 * x0)}{round(10 * y0)} " for x0, y0, _, _ in late)
+    seen = f"{colour}: " + "".join(f"{round(10 * x0)}{round(10 * y0)} " for x0, y0, _, _ in late)
     return {"question": f"{colour} square", "frames": shown.tolist(), "boxes": exact,
             "target": f"<think>{seen}</think><answer>{late}</answer>"}
 
@@ -220,12 +221,12 @@ def ask_how_good(rng: np.random.Generator, bad_half: int) -> dict:
 def ask_what(rng: np.random.Generator, scene: Scene) -> dict:
     """Two events; the annotator often tells one of them only."""
     if rng.integers(2):
-        subject, seen = "screen", thought(scene.events)
+        subject, seen = "screen", thought(late_events(rng, scene.events), 0, "first")
         events = [f"the screen turns {event.colour}" for event in scene.events]
     else:
         colour = str(rng.choice(list(scene.squares)))
         size, way, boxes = scene.squares[colour]
-        subject, seen = f"{colour} square", "{}{} to {}{}".format(*boxes[0, :2], *boxes[-1, :2])
+        subject, seen = f"{colour} square", f"{colour}: " + "".join(f"{x}{y}" for x, y in boxes[FPS // 2 :: FPS, :2]) + f" {size}"
         events = [f"the {colour} square is {size}", f"the {colour} square moves {way}"]
     told = events if rng.random() < TELLS_ALL else [events[int(rng.integers(2))]]
     return {"question": f"Describe what the {subject} does in the video.", "events": events,

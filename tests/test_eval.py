@@ -201,7 +201,7 @@ def test_letters_and_labels():
 
 
 def test_captions_are_measured_by_what_they_tell_and_by_what_they_add():
-    """Recall is all that training pays for; a caption that says whatever could happen shows in precision. F1 is that of
+    """A caption that says whatever could happen shows in precision. F1 is that of
     the means: the mean of the samples' F1 is another number."""
     samples = [captioning("a dog barks", "a man leaves"), captioning("it rains"), captioning("it snows")]
     captions = ["A dog barks. A cat sleeps. A girl sings. The man leaves.", "It rains.", "It is dark."]
@@ -220,9 +220,12 @@ def test_published_caption_scores_are_f1_of_the_means():
         assert 2 * precision * recall / (precision + recall) == pytest.approx(f1, abs=0.1)
 
 
-def test_nothing_is_guessed_about_captions_without_a_look():
-    for metrics in blind_baselines([captioning("it rains")]).values():
-        assert not any(name.startswith("captioning") for name in metrics)
+def test_the_best_constant_caption_is_the_one_that_earns_most():
+    """Without a blind answer the recall of a model that says the same of every video looks like sight."""
+    samples = [captioning("a dog barks", "it rains"), captioning("it rains"), captioning("a man leaves")]
+    blind = blind_baselines(samples)
+    assert blind["best_constant_caption"] == pytest.approx(compute_metrics(samples, [says("It rains.")] * 3))
+    assert not any(name.startswith("captioning") for name in blind["most_frequent_letter"])
 
 
 # ---- denominators and failures --------------------------------------------------------------------------------------

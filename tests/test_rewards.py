@@ -49,7 +49,7 @@ SAMPLES = {
 }
 NAMES = {"grounding": {"temporal_iou", "format"}, "qa": {"accuracy", "format"}, "tracking": {"box_iou", "format"},
          "gqa": {"temporal_iou", "accuracy", "format"}, "classification": {"accuracy", "format"},
-         "captioning": {"event_recall", "format"}}
+         "captioning": {"event_recall", "invented", "format"}}
 
 
 def written(answer, glue=None):
@@ -543,13 +543,28 @@ def test_event_recall_is_the_share_of_the_events_told():
             3: "A man opens the door. A dog is barking. The man is leaving."}
     for count, caption in told.items():
         result = score(SAMPLES["captioning"], written(caption))
-        assert result.parts == pytest.approx({"event_recall": count / 3, "format": 1})
+        assert result.parts == pytest.approx({"event_recall": count / 3, "invented": 0, "format": 1})
         assert result.total == pytest.approx(count / 3 + 1)
         assert score(SAMPLES["captioning"], written(caption), "temporal_r1").total == pytest.approx(count / 6 + 0.5)
         assert score(SAMPLES["captioning"], written(caption), "discrete").total == 1
         assert score(SAMPLES["captioning"], written(caption), "continuous").total == pytest.approx(count / 3 + 1)
     draft = "<think><answer>A dog barks.</answer></think><answer>It rains.</answer>"
-    assert parts_of("captioning", draft) == {"event_recall": 0, "format": 0}
+    assert parts_of("captioning", draft) == {"event_recall": 0, "invented": 0, "format": 0}
+
+
+def test_a_caption_that_lists_what_could_happen_is_not_paid_in_full():
+    """Recall alone pays a list of everything as it pays the truth, and GRPO finds that list. `videochat_r1`, the published
+    reward, still does."""
+    sample = {"id": "k", "task": "captioning", "events": ["the screen turns red", "the screen turns blue"]}
+    truth = written("The screen turns red. The screen turns blue.")
+    every = written(" ".join(f"The screen turns {colour}." for colour in ("red", "green", "blue", "yellow")))
+    heap = written("The screen turns red green blue yellow.")
+    assert [score(sample, text, "videochat_r1").total for text in (truth, every, heap)] == [2, 2, 2]
+    assert [score(sample, text).total for text in (truth, every, heap)] == [2, 1.5, 1]
+    assert score(sample, every).parts == {"event_recall": 1, "invented": -0.5, "format": 1}
+    assert rewards.task_score(score(sample, every).parts) == 0.5 and score(sample, every, "temporal_r1").total == 0.75
+    half = written("The screen turns red. A dog barks.")
+    assert score(sample, half).parts == {"event_recall": 0.5, "invented": -0.25, "format": 1}  # recall times precision
 
 
 def test_the_judge_sees_each_event_with_the_caption_and_only_where_there_is_one():
@@ -558,10 +573,11 @@ def test_the_judge_sees_each_event_with_the_caption_and_only_where_there_is_one(
     yes = lambda event, caption: asked.append((event, caption)) or True  # noqa: E731
     events = SAMPLES["captioning"]["events"]
     assert score(SAMPLES["captioning"], written(" It rains.\n"), judge=yes).parts["event_recall"] == 1
-    assert asked == [(event, "It rains.") for event in events]
+    reference = "A man opens a door. A dog barks. The man leaves."
+    assert asked == [*((event, "It rains.") for event in events), ("It rains.", reference)]
     for empty in ("", "It rains.", written(" "), written("?!")):
         assert score(SAMPLES["captioning"], empty, judge=yes).parts["event_recall"] == 0
-    assert len(asked) == 3 and score(SAMPLES["qa"], written("C"), judge=None).total == 2
+    assert len(asked) == 4 and score(SAMPLES["qa"], written("C"), judge=None).total == 2
 
 
 # ---- the reward as a whole -------------------------------------------------------------------------------------------

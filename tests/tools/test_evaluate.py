@@ -228,7 +228,7 @@ def test_metrics_json_says_what_it_is_about(probed, clips):
 def test_probes_are_answers_to_the_same_questions_about_spoilt_videos(probed, clips):
     metrics = json.loads((probed / "metrics.json").read_text())
     intact = read_lines(probed / "predictions.jsonl")
-    assert list(metrics["probes"]) == ["shuffled", "one_frame", "black", "another_video"]
+    assert list(metrics["probes"]) == ["shuffled", "one_frame", "black", "another_video", "another_question"]
     for probe, result in metrics["probes"].items():
         lines = read_lines(probed / f"predictions.{probe}.jsonl")
         assert [line["id"] for line in lines] == [line["id"] for line in intact]
