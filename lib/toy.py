@@ -23,6 +23,7 @@ they often tell one event only of two. Imitation learns to be late and to leave 
 """
 
 import json
+from collections.abc import Callable
 from fractions import Fraction
 from importlib import metadata
 from pathlib import Path
@@ -47,7 +48,7 @@ STRIPES = 40  # by how much they are darker, of 255
 LATENESS = 2  # seconds by which the ends of a warm-start label come late, at most
 LAG = 2  # frames, of the eight, by which its boxes are behind, at most
 TELLS_ALL = 0.25  # share of its captions that tell both events
-VERSION = 16  # of everything above and below: a folder written by another version is written anew
+VERSION = 17  # of everything above and below: a folder written by another version is written anew
 
 # --- clips ------------------------------------------------------------------------------------------------------------
 
@@ -113,7 +114,7 @@ def draw_square(rng: np.random.Generator, num_frames: int) -> Square:
 
 def render(rng: np.random.Generator, scene: Scene) -> np.ndarray:
     """-> frames (T, SIZE, SIZE, 3) uint8."""
-    ground = rng.uniform(70, 130) + 6 * rng.standard_normal((SIZE, SIZE, 1), dtype=np.float32)
+    ground = rng.uniform(90, 130) + 6 * rng.standard_normal((SIZE, SIZE, 1), dtype=np.float32)
     frames = np.broadcast_to(ground, (DURATION * FPS, SIZE, SIZE, 3)).astype(np.float32)
     for colour, start, end in scene.events:
         frames[start * FPS : end * FPS] = 0.3 * frames[start * FPS : end * FPS] + 0.7 * np.array(COLOURS[colour])
@@ -233,14 +234,21 @@ def ask_what(rng: np.random.Generator, scene: Scene) -> dict:
             "target": f"<think>{seen}</think><answer>{as_caption(told)}</answer>"}
 
 
-def write_dataset(out: Path, train: int, eval: int, seed: int) -> None:
+def make_clip(rng: np.random.Generator, name: str) -> tuple[np.ndarray, list[dict]]:
+    """Frames, and the samples about them."""
+    scene = draw_scene(rng)
+    return render(rng, scene), make_samples(rng, name, scene)
+
+
+def write_dataset(out: Path, train: int, eval: int, seed: int, make_clip: Callable = make_clip,
+                  version: int | str = VERSION) -> None:
     """`train` and `eval` clips as real .mp4 files under `out`/videos, with train.jsonl and eval.jsonl.
 
     Left alone when `out` already holds what these settings give. Each of the four names in `out` appears whole: of several
     runs that start together each finds all clips. What else lies there stays.
     """
     # Another version of PyAV brings another encoder, and other pixels.
-    out, settings = Path(out), {"version": VERSION, "av": metadata.version("av"), "train": train, "eval": eval, "seed": seed}
+    out, settings = Path(out), {"version": version, "av": metadata.version("av"), "train": train, "eval": eval, "seed": seed}
     marker = out / "settings.json"
     if marker.exists() and json.loads(marker.read_text()) == settings:
         return
@@ -249,10 +257,9 @@ def write_dataset(out: Path, train: int, eval: int, seed: int) -> None:
         folder.mkdir()
         for split, (name, clips) in enumerate((("train", train), ("eval", eval))):
             for i in tqdm(range(clips), f"writing {clips} clips ({name})", unit="clip", leave=False):
-                rng = np.random.default_rng([seed, split, i])
-                scene = draw_scene(rng)
-                write_mp4(folder / f"{name}-{i:04d}.mp4", render(rng, scene))
-                lines[name] += map(json.dumps, make_samples(rng, f"{name}-{i:04d}", scene))
+                frames, samples = make_clip(np.random.default_rng([seed, split, i]), f"{name}-{i:04d}")
+                write_mp4(folder / f"{name}-{i:04d}.mp4", frames)
+                lines[name] += map(json.dumps, samples)
     lines["settings"] = [json.dumps(settings)]  # last: it says that the rest is there
     for name, text in lines.items():
         with write_whole(out / f"{name}.json{'' if name == 'settings' else 'l'}") as file:
@@ -394,9 +401,8 @@ def prepare(config, world: World) -> tuple[str, list[str], list[str]]:
 
 
 def texts_of(samples: list[dict], tasks: list[str], style: str) -> list[str]:
-    """What the tokenizer learns from: prompts of all styles, and the targets of the one that is trained."""
-    # A run without captions keeps the tokenizer that it had before there were any.
-    samples = [sample for sample in samples if sample["task"] != "captioning" or "captioning" in tasks]
+    """What the tokenizer learns from: of these tasks the prompts of all styles, and the targets of the one that is trained."""
+    samples = [sample for sample in samples if sample["task"] in tasks]
     texts = [part["text"] for sample in samples for each in STYLES for message in build_prompt(sample, each)
              for part in (message["content"] if message["role"] == "user" else []) if "text" in part]
     return texts + [target_text(sample, style) for sample in samples]

@@ -9,9 +9,9 @@ import pytest
 from conftest import ROOT
 
 import claims
+import one_event
 import rewards
 import train
-from lib import toy
 
 
 @pytest.fixture
@@ -20,8 +20,9 @@ def questions() -> list[dict[str, dict]]:
     made = []
     for i in range(30):
         rng = np.random.default_rng([3, i])
-        event = toy.draw_event(rng)
-        samples = toy.make_samples(rng, f"clip-{i}", event, toy.draw_path(rng, 80), False)
+        event = one_event.draw_event(rng)
+        one_event.draw_path(rng, 80)
+        samples = one_event.make_samples(rng, f"clip-{i}", event)
         made.append(claims.make_questions({sample["task"]: sample for sample in samples}, rng))
     return made
 
