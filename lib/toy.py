@@ -48,7 +48,7 @@ STRIPES = 40  # by how much they are darker, of 255
 LATENESS = 2  # seconds by which the ends of a warm-start label come late, at most
 LAG = 2  # frames, of the eight, by which its boxes are behind, at most
 TELLS_ALL = 0.25  # share of its captions that tell both events
-VERSION = 17  # of everything above and below: a folder written by another version is written anew
+VERSION = 18  # of everything above and below: a folder written by another version is written anew
 
 # --- clips ------------------------------------------------------------------------------------------------------------
 
@@ -158,7 +158,7 @@ def thought(events: list[Event], asked: int, words: str) -> str:
     """What is seen, second by second: "0 grey1 grey2 red ...". No blank before a digit, where Qwen's tokenizer would make
     it a token of its own: two tokens a second are as many positions as a second of video spans, so that "look at the
     second I am writing about" is one fixed distance, which a tiny model learns in minutes."""
-    seen = {t: colour for colour, start, end in events for t in range(start, end)}
+    seen = {t: event.colour if event is events[asked] else "other" for event in events for t in range(event.start, event.end)}
     return f"{words}: " + "".join(f"{t} {seen.get(t, 'grey')}" for t in range(DURATION)) + "; {} {} to {}".format(*events[asked])
 
 
