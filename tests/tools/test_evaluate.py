@@ -10,11 +10,12 @@ import time
 import pytest
 import torch
 from conftest import ALONE, ASKING, ROOT
+from made_samples import grounding, qa, says
 from processes import read, run_ranks, start_ranks
 
 import eval
 from data import Clip, prepare
-from eval import METRICS, answer_all
+from eval import METRICS, answer_all, values_of
 from lib import kernels, toy
 from lib.captions import words_judge
 from lib.questions import load_prompts
@@ -84,6 +85,60 @@ def test_torchrun_starts_eval_py(answered, model_folder):
     result = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert result.returncode == 0, result.stderr[-3000:]
     assert read_lines(folder / "torchrun" / "predictions.jsonl") == read_lines(folder / "out" / "predictions.jsonl")
+
+
+# ---- for which kind of question --------------------------------------------------------------------------------------
+
+
+def accuracies(*values):
+    return [{"qa/accuracy": float(value), "parse_failure": 0.0} for value in values]
+
+
+def test_categories_counted_by_hand():
+    """Video-MME: the macro mean weighs the lengths alike, the mean over samples the questions."""
+    samples = [*[qa("A", category="short")] * 2, qa("B", category="short"), qa("A", category="long"), qa("A"),
+               grounding([1, 2])]
+    completions = [says("A"), says("B"), says("A"), says("B"), says("B"), says("1 to 2")]
+    values = values_of(samples, [{"completions": [c]} for c in completions])
+    tables = evaluate.by_category(samples, values)
+    assert list(tables) == ["qa"] and list(tables["qa"]) == ["short", "long", "macro mean"]
+    # A blind answer is always A, which is right in two of the three short ones.
+    assert tables["qa"]["short"] == pytest.approx({"qa/accuracy": 1 / 3, "parse_failure": 0, "n": 3, "blind": 2 / 3})
+    assert tables["qa"]["long"] == {"qa/accuracy": 0, "parse_failure": 0, "n": 1, "blind": 1}
+    assert tables["qa"]["macro mean"] == pytest.approx({"qa/accuracy": 1 / 6, "parse_failure": 0, "n": 4, "blind": 5 / 6})
+
+
+def test_next_qa_is_summed_up_by_the_first_letter_and_tp_is_tn():
+    """NExT-QA's own table has C, T and D, and no row for the few questions about what came before."""
+    types = ["CW", "CH", "TN", "TP", "TP", "TC", "DL"]
+    samples = [qa("A", category=name) for name in types]
+    right = [1, 0, 1, 1, 0, 0, 1]
+    table = evaluate.by_category(samples, accuracies(*right))["qa"]
+    assert {name: (row["qa/accuracy"], row["n"]) for name, row in table.items()} == {
+        "CW": (1, 1), "CH": (0, 1), "TN": (pytest.approx(2 / 3), 3), "TC": (0, 1), "DL": (1, 1),
+        "Acc@C": (0.5, 2), "Acc@T": (0.5, 4), "Acc@D": (1, 1),
+        "macro mean": (pytest.approx((1 + 0 + 2 / 3 + 0 + 1) / 5), 7)}
+    other = evaluate.by_category([qa("A", category="TP"), qa("A", category="counting")], accuracies(1, 0))["qa"]
+    assert list(other) == ["TP", "counting", "macro mean"]
+
+
+def test_a_probe_is_compared_on_its_own_samples():
+    """Text-only questions cannot lose their video: with them in the mean the drop would be too small. And the same
+    draws on both sides: two runs that agree in every sample differ by 0, surely."""
+    samples = [qa("A", id=name, video=name) for name in "abc"] + [qa("A", id="text")]
+    values = accuracies(1, 1, 0, 1)
+    result = evaluate.compare(samples, values, samples[:3], [
+        {"completions": [says(letter)], "reasons": ["ok"]} for letter in "ABA"], words_judge)
+    assert result["n"] == {"qa": 3} and result["intact"]["qa/accuracy"] == result["score"]["qa/accuracy"] == 2 / 3
+    assert result["drop"]["qa/accuracy"] == 0 and result["drop_intervals"]["qa/accuracy"][0] < 0
+    same = evaluate.compare(samples, values, samples[:2], [{"completions": [says("A")], "reasons": ["ok"]}] * 2,
+                              words_judge)
+    assert same["drop_intervals"]["qa/accuracy"] == [0, 0]
+    worse = evaluate.compare(samples, values, samples[:2], [
+        {"completions": [says(letter)], "reasons": ["ok"]} for letter in "AB"], words_judge)
+    assert worse["drop"]["qa/accuracy"] == 0.5 and worse["drop_intervals"]["qa/accuracy"] == [0, 1]  # lost is positive
+    none = evaluate.compare(samples, values, [], [], words_judge)
+    assert none["drop"] == {} and none["score"] == {"n": 0}
 
 
 # ---- a data set, killed and asked again ------------------------------------------------------------------------------
