@@ -428,7 +428,8 @@ def write_question(out: Path, about: str, sample: dict, clip: Clip, answers: lis
 
 
 def words_of(sample: dict) -> dict:
-    return {"task": sample["task"], "question": shorten(str(sample.get("question", "")), MOST_TEXT), "options": sample.get("options")}
+    return {"task": sample["task"], "question": shorten(str(sample.get("question", "")), MOST_TEXT),
+            "options": sample.get("options")}
 
 
 def question_of(sample: dict | None, settings: VideoSettings, clips: "Clips") -> dict:
@@ -440,7 +441,8 @@ def question_of(sample: dict | None, settings: VideoSettings, clips: "Clips") ->
     if math.isnan(length):
         length = clips.kept[clip]["length"] if clip is not None else max((end for _, end in sample.get("spans") or ()), default=None)
     known = {name: value for name, value in sample.items() if name not in ("target", "think")}
-    return {**words_of(sample), "truth": shorten(target_text(known, "answer"), MOST_TEXT), "spans": sample.get("spans"), "boxes": sample.get("boxes"), "clip": clip, "length": length}
+    return {**words_of(sample), "truth": shorten(target_text(known, "answer"), MOST_TEXT),
+            "spans": sample.get("spans"), "boxes": sample.get("boxes"), "clip": clip, "length": length}
 
 
 def marks_of(sample: dict | None, completion: str) -> dict:
