@@ -406,3 +406,9 @@ def idle_group(model, prompt) -> Group:
     end = torch.full((1, 1), model.tokenizer.eos_token_id, device=model.device)  # (G, C) = (1, 1)
     nothing = torch.zeros(1, 1, device=model.device)
     return Group(prompt, end, end < 0, advantages=nothing[0])
+
+
+if __name__ == "__main__":  # one step with made-up numbers, from rewards to gradient, to be followed with a calculator
+    from tools.walk import main
+
+    main()
