@@ -72,7 +72,7 @@ def in_expectation(terms: dict[str, Tensor], logps: Tensor) -> dict[str, Tensor]
 
 
 def value_rows(sampled: dict[str, Tensor], expected: dict[str, Tensor], exact: Tensor) -> dict[str, dict[str, float]]:
-    """`sampled`: k of N tokens; `expected`: their means over the vocabulary at the same N prefixes; `exact`: the KL there. Each (N,).
+    """`sampled`: k of N tokens, `expected`: their means over the vocabulary at the same prefixes, `exact`: the KL there; (N,) each.
 
     The standard error is that of mean - exact. Given its prefix a token's k - E[k] is independent of what was before, so the
     N differences are uncorrelated although the tokens of a completion are not independent.
@@ -86,7 +86,7 @@ def value_rows(sampled: dict[str, Tensor], expected: dict[str, Tensor], exact: T
     return {name: {key: float(value) for key, value in row.items()} for name, row in rows.items()}
 
 
-def gradient_rows(expected: dict[str, Tensor], sampled: dict[str, Tensor]) -> dict[str, dict[str, float]]:
+def gradient_rows(expected: dict[str, Tensor], sampled: dict[str, Tensor]) -> dict[str, dict[str, float | None]]:
     """Gradients (parameters,) of each loss term -> how they compare with that of the exact KL, in length and direction."""
     wanted, back = expected[TOWARDS], expected[BACK]
     rows = {}
@@ -96,12 +96,12 @@ def gradient_rows(expected: dict[str, Tensor], sampled: dict[str, Tensor]) -> di
             s = sampled[name]
             rows[name] |= {"sampled_norm": s.norm() / wanted.norm(), "sampled_cosine": cosine(s, wanted),
                            "sampled_error": (s - wanted).norm() / wanted.norm()}
-    return {name: {key: float(value) for key, value in row.items()} for name, row in rows.items()}
+    return {name: {key: value if value is None else float(value) for key, value in row.items()} for name, row in rows.items()}
 
 
-def cosine(a: Tensor, b: Tensor) -> float:
-    """nan where one of them is 0 but for rounding: then it has no direction."""
-    return float(a @ b / (a.norm() * b.norm())) if a.norm() > 1e-6 * b.norm() else float("nan")
+def cosine(a: Tensor, b: Tensor) -> Tensor | None:
+    """None where `a` is 0 but for rounding: then it has no direction."""
+    return a @ b / (a.norm() * b.norm()) if a.norm() > 1e-6 * b.norm() else None
 
 
 # ---- a trained toy: its policy, its reference and what it says ------------------------------------------------------
@@ -205,10 +205,11 @@ def print_tables(found: dict) -> None:
           f"{'':18}{'in expectation':>38}   {'of the sampled tokens':>30}\n"
           f"{'':18}{'length':>10}{'cosine':>12}{'cosine back':>16}   {'length':>10}{'cosine':>10}{'error':>10}")
     for name, row in found["gradients"].items():
-        line = f"{name:18}{row['norm']:10.4f}{row['cosine']:12.4f}{row['cosine_back']:16.4f}"
+        cells = {key: "-" if value is None else f"{value:.4f}" for key, value in row.items()}
+        line = f"{name:18}{cells['norm']:>10}{cells['cosine']:>12}{cells['cosine_back']:>16}"
         if "sampled_norm" in row:
-            line += f"   {row['sampled_norm']:10.4f}{row['sampled_cosine']:10.4f}{row['sampled_error']:10.4f}"
-        print(line.replace("nan", "  -"))  # the gradient 0 has no direction
+            line += f"   {cells['sampled_norm']:>10}{cells['sampled_cosine']:>10}{cells['sampled_error']:>10}"
+        print(line)
     print(f"\n{EXPLANATION}")
 
 

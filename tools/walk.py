@@ -55,7 +55,7 @@ def main() -> None:
 def show_rewards() -> tuple[Tensor, Tensor]:
     """Steps 1 to 5 of README's ten lines: the mask (4, 3) and the advantages (4,)."""
     mask = completion_mask(SAID, END)  # (4, 3)
-    heading("1. completions, ids (4, 3); 2. rewards (1, 4); 5. the tokens that count, completion_mask (4, 3): up to the first <end>")
+    heading("1. completions, ids (4, 3); 2. rewards (1, 4); 5. completion_mask (4, 3): what counts, up to the first <end>")
     for i, row in enumerate(SAID.tolist()):
         words = " ".join(f"{WORDS[word] if keep else '-':6}" for word, keep in zip(row, mask[i]))
         print(f"   {i + 1}  {words}  ids {row}  mask {mask[i].int().tolist()}  r = {REWARDS[0, i].item():.1f}")
@@ -102,8 +102,8 @@ def show_gradient(loss: Tensor, logps: Tensor, old_logps: Tensor, ref_logps: Ten
     difference("autograd and the formula", to_logits, by_hand)
     after = (logits.detach() - LEARNING_RATE * to_logits).softmax(dim=1)
     show(f"    the policy after the step: softmax(log p - {LEARNING_RATE} gradient), (3, 4)", after, names=WORDS)
-    print("\n`red` at the first place becomes rarer, though it is the right answer: the step before has raised it beyond the clip, so\n"
-          "the good completion 1 no longer pushes, and the bad completion 3, which begins with it too, still does.")
+    print("\n`red` at the first place becomes rarer, though it is the right answer: the step before has raised it beyond the clip,\n"
+          "so the good completion 1 no longer pushes, and the bad completion 3, which begins with it too, still does.")
 
 
 # ---- printing -------------------------------------------------------------------------------------------------------

@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from conftest import ROOT
+
 import rewards
 import train
 from grpo import kl_penalty, rollout, score_groups
@@ -112,7 +114,7 @@ def test_lengths_and_directions_are_relative_to_the_exact_gradient():
     rows = gradient_rows({TOWARDS: wanted, BACK: back, "none": torch.zeros(2)}, {"none": torch.tensor([-3.0, -4.0])})
     assert rows[TOWARDS] == {"norm": 1.0, "cosine": 1.0, "cosine_back": pytest.approx(0.8)}
     assert rows[BACK]["norm"] == pytest.approx(0.4) and rows[BACK]["cosine"] == pytest.approx(0.8)
-    assert math.isnan(rows["none"]["cosine"])
+    assert rows["none"]["cosine"] is None
     assert {name: rows["none"][name] for name in rows["none"] if name.startswith("sampled")} == {
         "sampled_norm": 1.0, "sampled_cosine": -1.0, "sampled_error": 2.0}
 
@@ -173,14 +175,43 @@ def test_a_run_is_measured_and_its_tables_are_printed_and_kept(run_folder, capsy
     flags = ["--run", str(run_folder), "--questions", "3", "--group_size", "2"]
     kl_lab.main([*flags, "--out", str(run_folder / "new" / "kl.json")])
     printed = capsys.readouterr().out
-    found = json.loads((run_folder / "new" / "kl.json").read_text())
+    text = (run_folder / "new" / "kl.json").read_text()
+    assert "NaN" not in text  # which is no JSON
+    found = json.loads(text)
     assert found["completions"] == 6 and f"{found['tokens']:,} tokens of 6 completions" in printed
     assert found["values"]["exact"]["mean"] > 1e-3  # the reference is the model before GRPO, not the policy itself
     for name in (*found["values"], *found["gradients"]):
         assert name in printed
-    assert f"{found['values']['exact']['mean']:10.4f}" in printed and "nan" not in printed
+    assert f"{found['values']['exact']['mean']:10.4f}" in printed and "None" not in printed
     kl_lab.main(flags)
     assert capsys.readouterr().out == printed
+
+
+def rows_of_the_page() -> tuple[str, list[list[str]]]:
+    """docs/kl.md with plain minus signs, and the cells of its tables that are not empty, both tables' headings left out."""
+    page = (ROOT / "docs" / "kl.md").read_text(encoding="utf-8").replace("\N{MINUS SIGN}", "-")
+    lines = [line for line in page.splitlines() if line.startswith("| ") and "cosine" not in line and "| mean" not in line]
+    return page, [[cell.strip() for cell in line.split("|") if cell.strip()] for line in lines]
+
+
+def test_the_figures_of_the_page_are_those_of_the_committed_result():
+    """`python -m tools.kl_lab --out tests/results/kl.json` makes them; a number typed by hand rots."""
+    page, rows = rows_of_the_page()
+    found = json.loads((ROOT / "tests" / "results" / "kl.json").read_text())
+    assert f"{found['tokens']:,} tokens" in page and f"{found['parameters']:,} parameters" in page
+    expected = []
+    for kind, row in found["values"].items():
+        cells = [f"{row['mean']:.4f}", f"{row['std']:.4f}"]
+        if kind != "exact":
+            bias = f"{row['bias']:+.4f}" if abs(row["bias"]) > 1e-6 else "0"
+            cells += [f"{row['negative']:.1%}", f"{row['off']:+.4f}", f"{row['standard_error']:.4f}", bias]
+        expected.append([kind, *cells])
+    keys = ("norm", "cosine", "cosine_back", "sampled_norm", "sampled_cosine", "sampled_error")
+    for name in ("k1", "k2", "k3, as in `grpo_loss`", "k1 in the reward", "k3 in the reward", "ρ k3"):
+        title = name.partition(",")[0].replace("ρ", "rho")
+        row = found["gradients"][title if "reward" in title else f"{title} as a loss"]
+        expected.append([name, *(f"{row[key]:.3f}" for key in keys if row[key] is not None)])
+    assert rows == expected
 
 
 def test_without_a_run_the_error_says_how_to_make_one(tmp_path):
