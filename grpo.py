@@ -143,11 +143,13 @@ def kl_penalty(logps: Tensor, ref_logps: Tensor, kind: str = "k3") -> Tensor:
 
     With d = ref - logp (Schulman, "Approximating KL Divergence", 2020):
 
-        k1 = -d                unbiased, but half of its values are negative: noisy
-        k2 = d^2 / 2           never negative, low variance, biased
-        k3 = exp(d) - d - 1    never negative and unbiased: what both methods use
+        k1 = -d                unbiased, but many of its values are negative
+        k2 = d^2 / 2           never negative, biased
+        k3 = exp(d) - d - 1    never negative and unbiased: what both methods use; noisy where d is large
 
-    Tokens must come from the policy for any of this to estimate the KL. ValueError for another `kind`.
+    Tokens must come from the policy for any of this to estimate the KL. That is about the values: as a loss k1 has no
+    gradient in expectation, k2 that of KL(policy || reference), k3 that of KL(reference || policy); `tools/kl_lab.py`
+    measures it, docs/kl.md has figures. ValueError for another `kind`.
 
     >>> logps, ref_logps = torch.tensor([-1.0, -2.0, -1.0]), torch.tensor([-2.0, -1.0, -1.0])
     >>> kl_penalty(logps, ref_logps, "k1")
@@ -406,3 +408,9 @@ def idle_group(model, prompt) -> Group:
     end = torch.full((1, 1), model.tokenizer.eos_token_id, device=model.device)  # (G, C) = (1, 1)
     nothing = torch.zeros(1, 1, device=model.device)
     return Group(prompt, end, end < 0, advantages=nothing[0])
+
+
+if __name__ == "__main__":  # one step with made-up numbers, from rewards to gradient, to be followed with a calculator
+    from tools.walk import main
+
+    main()

@@ -16,7 +16,8 @@ All settings are the fields of `Config`, right below; the flags are made from th
 function of (seed, step, place of the question in the stream), so a run that is resumed, or split over more processes, is
 the same run.
 
-Left out on purpose: callbacks, trainer classes, experiment trackers. metrics.jsonl has one line a step; plot that.
+Left out on purpose: callbacks, trainer classes, experiment trackers. metrics.jsonl has one line a step; plot that, or have
+the same numbers written for TensorBoard (--tensorboard).
 """
 
 import json
@@ -27,6 +28,7 @@ import tempfile
 import time
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -127,6 +129,8 @@ class Config:
                                    "and the time of the whole run, and leave nothing behind")
     eval_every: int = machine(0, "GRPO steps between evaluations on the way; the best model is kept in best/",
                               within=(0, 10**7))
+    tensorboard: bool = machine(False, "write the numbers of metrics.jsonl to tensorboard/ in --out as well (needs pip install "
+                                       "tensorboard)")
     save_every: int = machine(100, "steps between checkpoints, of which two stay", with_model=50, within=(1, 10**7))
     save_dtype: str = machine("float32", "of the weights in best/ and final/: bfloat16, half as large and what a GPU "
                                          "computes in, or float32, as they were trained (so too with --lora_rank)",
@@ -213,6 +217,8 @@ def find_problem(config: Config) -> str | None:
         return "--lora_rank freezes the vision tower: leave --no-freeze_vision out, or train all of it (--lora_rank 0)"
     if config.lora_rank and (config.shard == "on" or config.offload):
         return "--lora_rank leaves little to shard: every GPU holds the frozen model; leave --shard on and --offload out"
+    if config.tensorboard and find_spec("tensorboard") is None:
+        return "--tensorboard needs a package that is not installed: pip install tensorboard"
     if config.push_to_hub and (problem := hub.find_problem(config.push_to_hub)):
         return f"--push_to_hub {config.push_to_hub}: {problem}"
     return None
@@ -605,7 +611,7 @@ def main(arguments: list[str] | None = None) -> None:
     if config.dry_run:
         with tempfile.TemporaryDirectory() as folder:  # the first rank's serves all
             folder = world.all_gather([folder])[0]
-            carry_out(replace(config, out=folder, resume=False, overwrite=False, frame_cache=""), world)
+            carry_out(replace(config, out=folder, resume=False, overwrite=False, frame_cache="", tensorboard=False), world)
             world.sync()
     else:
         if config.push_to_hub and world.is_first:

@@ -1,6 +1,7 @@
 """The folder of a training run: its settings, logs, checkpoints and models, and what is written down of each step.
 
     config.json  metrics.jsonl  completions.jsonl  state.json  summary.json  checkpoint-*/  warm_start/  best/  final/
+    and, with --tensorboard, tensorboard/
 
 A run that was interrupted goes on from its newest checkpoint; what the logs hold behind it is written again. A run that is
 asked to end (SIGTERM) saves first. While it goes on its processes hold the file `lock`, and no other run may have the folder.
@@ -90,6 +91,7 @@ class Run:
             write_json(self.out / "config.json", asdict(config))
             for name in ("metrics.jsonl", "completions.jsonl"):
                 cut_log(self.out / name, self.position() if config.resume else None)
+        self.board = open_board(self.out) if config.tensorboard and world.is_first else None
         world.sync()
 
     def take_folder(self) -> TextIO | None:
@@ -121,6 +123,8 @@ class Run:
         """Somebody else may have the folder."""
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self.old_handler)
+        if self.board:
+            self.board.close()
         self.lock.close()
 
     # --- stages and steps ---
@@ -203,10 +207,14 @@ class Run:
     # --- logs ---
 
     def log(self, line: dict, completions: list[dict] = ()) -> None:
-        """One line of metrics.jsonl, and of completions.jsonl one for each completion."""
+        """One line of metrics.jsonl, the same for TensorBoard, and of completions.jsonl one line for each completion."""
         if self.world.is_first:
-            append_lines(self.out / "metrics.jsonl", [{name: finite(value) for name, value in line.items()}])
+            line = {name: finite(value) for name, value in line.items()}
+            append_lines(self.out / "metrics.jsonl", [line])
             append_lines(self.out / "completions.jsonl", completions)
+            if self.board:
+                write_scalars(self.board, line)
+                self.board.flush()
 
     def log_sft(self, step: int, batch, tokens: float, stats: Counter, grad_norm: float, lr: float) -> None:
         self.clock.stop()
@@ -406,6 +414,42 @@ def cut_log(file: Path, position: tuple[str, int] | None) -> None:
                 keep.append(line)
     with write_whole(file) as partial:
         partial.write_text("".join(keep), encoding="utf-8")
+
+
+# --- TensorBoard ------------------------------------------------------------------------------------------------------
+
+
+def open_board(out: Path):
+    """A SummaryWriter that has written what metrics.jsonl holds. In a resumed run these are the steps up to its checkpoint, so
+    every step is there once, also when an earlier part of the run has not asked for TensorBoard."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    # purge_step: TensorBoard, one that is open already too, forgets what earlier files say of these steps. The files stay: of
+    # one that is deleted under it, it never sees the successor.
+    board = SummaryWriter(str(out / "tensorboard"), purge_step=0)
+    with open(out / "metrics.jsonl", encoding="utf-8") as lines:
+        for line in lines:
+            write_scalars(board, json.loads(line))
+    board.flush()
+    return board
+
+
+def write_scalars(board, line: dict) -> None:
+    for tag, value in scalars_of(line).items():
+        board.add_scalar(tag, value, line["step"])
+
+
+def scalars_of(line: dict) -> dict[str, float]:
+    """The numbers of a line of metrics.jsonl by their tags: its phase, then the name. What is null there is left out.
+
+    >>> scalars_of({"phase": "grpo", "step": 3, "reward": 1.5, "grad_norm": None, "evaluation": {"grounding/mIoU": 0.5}})
+    {'grpo/reward': 1.5, 'grpo/evaluation/grounding/mIoU': 0.5}
+    """
+    numbers = {}
+    for name, value in line.items():
+        numbers |= {f"{name}/{key}": part for key, part in value.items()} if isinstance(value, dict) else {name: value}
+    return {f"{line['phase']}/{name}": value for name, value in numbers.items()
+            if name != "step" and isinstance(value, (int, float))}
 
 
 # --- what is written down of a step -----------------------------------------------------------------------------------

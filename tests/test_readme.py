@@ -13,14 +13,14 @@ import claims
 import train
 from eval import METRICS
 from lib.selection import BINS
-from tools import convert, data_commands, evaluate, plan
+from tools import convert, data_commands, evaluate, kl_lab, plan
 
 TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
          for path in (ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md")))}
 README = TEXTS["README.md"]
 BLOCKS = [block for text in TEXTS.values() for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL)]
 COMMANDS = dict.fromkeys(line.strip() for block in BLOCKS for line in block.splitlines())  # each once
-PROGRAMS = ("tools/data_commands", "tools/select")  # whose flags are written out; those of the others are fields
+PROGRAMS = ("tools/data_commands", "tools/select", "tools/kl_lab")  # whose flags are written out; those of the others are fields
 CLAIMS = json.loads((ROOT / "tests" / "results" / "claims.json").read_text())
 SEEDS = [json.loads((ROOT / "tests" / "results" / f"seed{seed}.json").read_text()) for seed in (0, 1, 2)]
 COLUMNS = {"before": "before", "after_sft": "after SFT", "after": "after GRPO", "whole_video": "whole video",
@@ -44,6 +44,8 @@ def test_every_command_is_one_the_programs_accept(command):
         assert evaluate.parse_arguments(arguments).model
     elif script == "tools.plan":
         assert plan.parse_arguments(arguments).model
+    elif script == "tools.kl_lab":
+        assert kl_lab.parse_arguments(arguments).run
     elif script == "data.py":
         parsed = data_commands.parse_arguments(arguments)
         if parsed.command == "convert":

@@ -1,6 +1,7 @@
 """The command line of eval.py: a data set answered and measured, or one question.
 
     torchrun eval.py --model M --data x.jsonl --out DIR
+    python -m tools.ask --model M --video clip.mp4 "when does a person open the door?"     (tools/ask.py)
 
 Answers are written down as they are made and not asked for twice; everything else is computed from them, without the
 model: the metrics, how sure they are, what they are for each kind of question, what blind answers score, and, with
@@ -22,12 +23,11 @@ from functools import partial
 from importlib import metadata
 from pathlib import Path
 
-import numpy as np
 import torch
 
 import rewards
 from data import STYLES, Clip, VideoSettings, shared_times
-from eval import METRICS, answer_all, blind_baselines, means_of, metrics_of_means, values_of
+from eval import METRICS, answer_all, blind_baselines, means_of, values_of
 from lib import memory, published
 from lib.answers import PUBLISHED, SETTINGS, SamplingSettings, claim, fingerprint, read_asked, write_lines
 from lib.captions import Judge, words_judge
@@ -43,7 +43,8 @@ from lib.samples import TASKS, load_samples, parse_entry, rule_of, shown, text_p
 from lib.tables import print_categories, print_probes, print_published, print_reasons, print_table
 from lib.terminal import errors_in_one_sentence, printable
 from model import VideoLM
-from tools.ask import answer_one, question_of
+from tools.ask import answer_one, question_of, usual_task
+from tools.intervals import intervals_of, resampled_means
 
 # ---- the command line -----------------------------------------------------------------------------------------------
 
@@ -61,13 +62,17 @@ class Flags:
     model: str = flag("", "Hugging Face folder or hub id of a Qwen2.5-VL", required=True)
     # one question
     video: str | None = one_video(None, "one video file, or folder of frames, to answer one question about", kind=str)
-    task: str | None = one_video(None, "with --video: the kind of question", kind=str, choices=tuple(TASKS))
-    question: str | None = one_video(None, "with --video: the event to find, the question, or the object to track", kind=str)
+    question: str | None = one_video(None, "with --video: the event to find, the question, or the object to track; the same as "
+                                           "QUESTION", kind=str)
+    task: str | None = one_video(None, "with --video: the kind of question; by default tracking with --box, qa with --options, "
+                                       "else grounding: when does it happen", kind=str, choices=tuple(TASKS))
     options: list[str] | None = one_video(None, "with --video: the answers to choose from, without letters (qa, gqa, "
                                                 "classification)", kind=tuple)
     box: list[float] | None = one_video(None, "with --video: where the object is at first, as fractions of width and height "
                                               "(tracking)", kind=float, nargs=4, metavar=("X0", "Y0", "X1", "Y1"),
                                         within=SHARE)
+    html: Path | None = one_video(None, "with --video: a page to write, with the frames that the model saw and what it said of "
+                                        "them", kind=Path)
     # a data set
     data: list[str] | None = data_set(None, "samples: FILE[@VIDEO_ROOT][:N] or FILE[@VIDEO_ROOT][:P%]", kind=tuple)
     out: Path | None = data_set(None, "folder for predictions.jsonl and metrics.json; answers that are there already, after "
@@ -112,7 +117,15 @@ class Flags:
 def parse_arguments(arguments: list[str] | None = None) -> Flags:
     parser = make_parser(Flags, "Answer one question about one video (--video), or the questions of a data set (--data) and "
                                 "score the answers.")
-    args = fill(Flags, given_flags(parser, arguments))
+    parser.add_argument("words", nargs="?", metavar="QUESTION", help="one question about one video (--video)")
+    given = given_flags(parser, arguments)
+    if words := given.pop("words", None):
+        if "question" in given:
+            parser.error(f"two questions, {shown(words)} and --question {shown(given['question'])}: leave one of them out")
+        given["question"] = words
+    args = fill(Flags, given)
+    if args.video is not None and args.task is None:
+        args.task = usual_task(args)
     if problem := find_problem(args):
         parser.error(problem)
     for name, value in read_asked(args.model).items():
@@ -128,19 +141,20 @@ def find_problem(args: Flags) -> str | None:
     if args.num_samples > 1 and args.temperature == 0:
         return f"--num_samples {args.num_samples} at --temperature 0 is one answer {args.num_samples} times"
     if args.video is None:
-        given = next((name for name in ("task", "question", "options", "box") if getattr(args, name) is not None), None)
+        given = next((name for name in ("task", "question", "options", "box", "html") if getattr(args, name) is not None), None)
         if given or args.data is None or args.out is None:
             problem = f"--{given} needs --video" if given else "something to ask is missing"
-            return (f"{problem}: give --data and --out for a data set, or --video, --task and --question for one "
-                    "question")
+            return (f"{problem}: give --data and --out for a data set, or --video and a question about it")
         if args.probe and (args.num_samples > 1 or args.temperature):
             return "--probe compares greedy answers: leave out --num_samples and --temperature"
         return None
     given = next((name for name in ("data", "out", "benchmark", "probe", "tasks") if getattr(args, name)), None)
     if given:
         return f"--{given} is for a data set; leave it out, or leave out --video"
-    if args.task is None or args.question is None:
-        return "--video needs --task and --question"
+    if args.question is None:
+        return "--video needs a question: its words in quotation marks, in front of --options"
+    if args.html and (args.html.suffix.lower() not in (".html", ".htm") or args.html.is_dir()):
+        return f"--html {args.html} is no name of a page: it must end in .html"
     for name, field in (("options", "options"), ("box", "boxes")):
         is_needed = field in TASKS[args.task]
         if (getattr(args, name) is not None) != is_needed:
@@ -332,39 +346,7 @@ def hash_of(file: Path) -> str:
         return hashlib.file_digest(data, "sha256").hexdigest()
 
 
-# ---- how sure, and for which kind of question -----------------------------------------------------------------------
-
-RESAMPLES = 1000
-
-
-def resampled_means(values: list[dict[str, float]], samples: list[dict]) -> dict[str, np.ndarray]:
-    """The means of RESAMPLES data sets drawn with replacement from this one: {name: (RESAMPLES,)}.
-
-    Videos are drawn, each with all its questions: answers to questions about one clip are alike, and to count them as
-    independent would make the interval too narrow. A sample without a video stands alone.
-
-    Which are drawn depends on their number alone. So two runs over the same samples meet the same draws, and the
-    differences of their means are those of one data set asked twice.
-    """
-    clips = [sample.get("video", ("no video", place)) for place, sample in enumerate(samples)]
-    means = {}
-    for name in METRICS:
-        sums: dict = {}  # clip -> [sum of the metric, number of samples that have it]
-        for clip, of_sample in zip(clips, values):
-            if name in of_sample:
-                total, count = sums.get(clip, (0.0, 0))
-                sums[clip] = (total + of_sample[name], count + 1)
-        if sums:
-            rng, table = np.random.default_rng(0), np.array(list(sums.values()))  # (clips, 2)
-            draws = (table[rng.integers(0, len(table), len(table))].sum(0) for _ in range(RESAMPLES))
-            means[name] = np.array([total / count for total, count in draws])
-    return means | metrics_of_means(means)
-
-
-def intervals_of(means: dict[str, np.ndarray]) -> dict[str, list[float]]:
-    """95 % percentile bootstrap: {name: [low, high]}. It covers the choice of videos, not that of a training seed."""
-    return {name: np.quantile(column, (0.025, 0.975)).tolist() for name, column in means.items()}
-
+# ---- for which kind of question --------------------------------------------------------------------------------------
 
 NEXT_QA = {"CW", "CH", "TN", "TC", "TP", "DC", "DL", "DO"}  # causal, temporal, descriptive: why, how, next, ...
 

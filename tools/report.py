@@ -25,14 +25,14 @@ from pathlib import Path
 import torch
 
 import rewards
-from data import VideoSettings, read_video, target_text, video_arguments
+from data import Clip, VideoSettings, read_video, target_text, video_arguments
 from eval import blind_baselines, clip_length, first_metrics, score_of, values_of
 from lib.files import write_whole
 from lib.questions import with_style
 from lib.readers import VideoError
 from lib.run import PARTS
 from lib.samples import load_samples
-from tools.evaluate import intervals_of, resampled_means
+from tools.intervals import intervals_of, resampled_means
 
 PAGE = Path(__file__).parent / "page"
 LIMIT = 10_000_000  # bytes of a page: more is slow on a phone, and too much for many a mail
@@ -412,6 +412,26 @@ def group_of(records: list[dict], sample: dict | None, settings: VideoSettings, 
             "completions": completions}
 
 
+def write_question(out: Path, about: str, sample: dict, clip: Clip, answers: list[dict]) -> Path:
+    """The page about one question without a truth, asked by hand (tools/ask.py): a card as of a group.
+
+    about: a line in front of it. clip: what the model saw. answers: {title, text, reason, note} of each; what it marks is
+    added here. sample: has a `duration` in seconds.
+    """
+    marked = [answer | marks_of(sample, answer["text"]) for answer in answers]
+    asked = {"id": sample["id"], "about": about, **words_of(sample), "clip": 0, "length": sample["duration"],
+             "boxes": sample["boxes"][:1] if "boxes" in sample else None, "completions": marked}
+    with write_whole(out) as file:
+        file.write_text(page_of({"runs": [], "asked": asked, "clips": [strip_of(clip, FRAMES_LIMIT, 4 * MOST_FRAMES)]}),
+                        encoding="utf-8")
+    return out
+
+
+def words_of(sample: dict) -> dict:
+    return {"task": sample["task"], "question": shorten(str(sample.get("question", "")), MOST_TEXT),
+            "options": sample.get("options")}
+
+
 def question_of(sample: dict | None, settings: VideoSettings, clips: "Clips") -> dict:
     """What was asked about which frames, and the truth."""
     if sample is None:
@@ -421,19 +441,18 @@ def question_of(sample: dict | None, settings: VideoSettings, clips: "Clips") ->
     if math.isnan(length):
         length = clips.kept[clip]["length"] if clip is not None else max((end for _, end in sample.get("spans") or ()), default=None)
     known = {name: value for name, value in sample.items() if name not in ("target", "think")}
-    return {"task": sample["task"], "question": shorten(str(sample.get("question", "")), MOST_TEXT),
-            "options": sample.get("options"), "truth": shorten(target_text(known, "answer"), MOST_TEXT),
+    return {**words_of(sample), "truth": shorten(target_text(known, "answer"), MOST_TEXT),
             "spans": sample.get("spans"), "boxes": sample.get("boxes"), "clip": clip, "length": length}
 
 
 def marks_of(sample: dict | None, completion: str) -> dict:
     """The spans or boxes that a completion names, as its reward reads them."""
-    if sample and sample.get("boxes"):
-        return {"boxes": rewards.read(sample, completion, "answer")[0]}
-    if sample and sample.get("spans"):
-        tag = "glue" if "glue" in rewards.reward_of(sample["task"]).blocks else "answer"
+    for tag, block in rewards.reward_of(sample["task"]).blocks.items() if sample else ():
         found = rewards.read(sample, completion, tag)[0]
-        return {"spans": [found] if isinstance(found, tuple) else found}
+        if block is rewards.EIGHT_BOXES:
+            return {"boxes": found}
+        if block in (rewards.INTERVAL, rewards.WINDOWS):
+            return {"spans": [found] if isinstance(found, tuple) else found}
     return {}
 
 
@@ -512,10 +531,10 @@ class Clips:
         return self.places.get(key)
 
 
-def strip_of(clip, limit: int) -> dict:
-    """A data.Clip as {src, frames, of, shown, times, width, height, length}, with `src` of at most `limit` bytes if it can be."""
+def strip_of(clip: Clip, limit: int, most: int = MOST_FRAMES) -> dict:
+    """A clip as {src, frames, of, shown, times, width, height, length}, with `src` of at most `limit` bytes if it can be."""
     T, _, height, width = clip.frames.shape
-    count = min(T, MOST_FRAMES)
+    count = min(T, most)
     shown = [round(k * (T - 1) / max(count - 1, 1)) for k in range(count)]
     frames = clip.frames[shown]
     for longest, quality in SIZES:

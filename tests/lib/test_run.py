@@ -8,6 +8,7 @@ import os
 import re
 import resource
 import signal
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -155,6 +156,70 @@ def test_lines_behind_the_checkpoint_are_written_again_and_not_twice(tmp_path):
     assert lines(file) == records[:1]
     cut_log(file, None)  # a run that begins
     assert lines(file) == []
+
+
+# --- TensorBoard ------------------------------------------------------------------------------------------------------
+
+
+def open_tensorboard(run: Path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    return accumulator.EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0})
+
+
+def seen_in(events) -> dict[str, list[tuple[int, float]]]:
+    """{tag: [(step, value)]}, as TensorBoard reads the files."""
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Reload().Tags()["scalars"]}
+
+
+def grpo_line(step: int, **more) -> dict:
+    return {"phase": "grpo", "step": step, "reward": step / 8, "grad_norm": math.nan if step == 2 else 0.5,
+            "seconds": {"wait": 0.25, "score": float(step)}, **more}
+
+
+def test_tensorboard_shows_the_numbers_of_the_log(tmp_path):
+    """A curve under another name than in the log, or a step of the warm start among those of GRPO, is read wrongly."""
+    pytest.importorskip("tensorboard")
+    with new_run(tmp_path / "run", "--tensorboard") as run:
+        run.log({"phase": "sft", "step": 1, "loss": 2.5, "lr": 1e-3})
+        for step in (1, 2, 3):
+            run.log(grpo_line(step, **({"evaluation": {"grounding/mIoU": 0.75, "n": 4}} if step == 3 else {})))
+        assert seen_in(open_tensorboard(run.out))["grpo/reward"] == [(1, 0.125), (2, 0.25), (3, 0.375)]  # not only at the end
+    seen = seen_in(open_tensorboard(run.out))
+    assert set(seen) == {"sft/loss", "sft/lr", "grpo/reward", "grpo/grad_norm", "grpo/seconds/wait", "grpo/seconds/score",
+                         "grpo/evaluation/grounding/mIoU", "grpo/evaluation/n"}
+    assert seen["sft/loss"] == [(1, 2.5)] and seen["grpo/evaluation/grounding/mIoU"] == [(3, 0.75)]
+    assert seen["grpo/grad_norm"] == [(1, 0.5), (3, 0.5)]  # a step without a finite gradient is a gap
+
+
+def test_tensorboard_has_each_step_of_a_resumed_run_once(tmp_path, monkeypatch):
+    """The steps behind the checkpoint are done again: shown twice, the curve goes back and forth. And a run that asks for
+    TensorBoard late has its whole curve."""
+    pytest.importorskip("tensorboard")
+    monkeypatch.setattr(Run, "position", lambda run: ("grpo", 2))  # what was done behind step 2 had not been saved
+    always_open = open_tensorboard(tmp_path / "run")
+    for flags, last in ([], 3), (["--resume", "--tensorboard"], 4), (["--resume"], 5):
+        with new_run(tmp_path / "run", *flags) as run:
+            for step in range(3 if flags else 1, last + 1):
+                run.log(grpo_line(step))
+        if flags:
+            for events in (open_tensorboard(run.out), always_open):
+                assert [step for step, _ in seen_in(events)["grpo/reward"]] == list(range(1, last + 1))
+
+
+def test_only_the_first_rank_writes_for_tensorboard(tmp_path):
+    """Two processes of a machine that write into one folder draw each point twice."""
+    config = train.parse_config(["--out", str(tmp_path), "--tensorboard"])
+    with Run(config, World(1, 1, torch.device("cpu")), loader=None) as run:
+        run.log(grpo_line(1))
+    assert run.board is None and not (tmp_path / "tensorboard").exists()
+
+
+def test_tensorboard_that_is_not_installed_is_said_before_anything_begins(tmp_path, monkeypatch, capsys):
+    """In the first step, after the model has been loaded and the old run deleted, it is too late."""
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    with pytest.raises(SystemExit):
+        train.main(["--out", str(tmp_path / "run"), "--tensorboard"])
+    assert "pip install tensorboard" in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
 def test_a_full_disk_does_not_cost_the_best_model_so_far(tmp_path, model):

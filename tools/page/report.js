@@ -146,8 +146,8 @@ function timeline(question, answers, chosen) {
   inner.style.setProperty("--frames", clip ? clip.times.length : 6);
   if (clip && clip.times.length > 8) inner.classList.add("many");
   if (clip) inner.append(...frameLanes(clip, question, answers[chosen]));
-  if (question.spans && question.length) {
-    inner.append(lane("truth", bars(question.spans, question.length, css("--truth"))));
+  if (question.length && (question.spans || answers.some((answer) => answer.spans))) {
+    if (question.spans) inner.append(lane("truth", bars(question.spans, question.length, css("--truth"))));
     answers.forEach((answer, k) => {
       const row = lane(answer.title, bars(answer.spans || [], question.length, css("--span")));
       if (k === chosen && answers.length > 1) row.classList.add("chosen");
@@ -207,7 +207,7 @@ function questionCard(title, question, answers) {
   };
   answers.forEach((answer, k) => {
     const row = answerRow(answer);
-    if (question.boxes || question.spans) {
+    if (question.boxes || question.spans || answer.spans) {
       row.classList.add("pick");
       row.addEventListener("click", () => { chosen = k; draw(); });
     }
@@ -216,16 +216,19 @@ function questionCard(title, question, answers) {
   card.append(make("p", "quiet", title), make("p", "question", question.question));
   if (question.options) card.append(make("p", "quiet", question.options.map((text, k) => `${String.fromCharCode(65 + k)} ${text}`).join("   ")));
   card.append(make("p", "quiet", question.truth ? `truth: ${question.truth}` : ""), place, list);
-  if (question.boxes) card.append(make("p", "quiet", "Boxes: the truth in green, the chosen answer in blue; a click chooses another."));
+  if (question.boxes) card.append(make("p", "quiet", `Boxes: the ${data.asked ? "one that was given" : "truth"} ` +
+    "in green, the chosen answer in blue" + (answers.length > 1 ? "; a click chooses another." : ".")));
   draw();
   return card;
 }
 
 function answerRow(answer) {
-  const numbers = make("div", "numbers", null, make("b", "", answer.title), make("span", "", `reward ${number(answer.reward, 2)}`));
+  const numbers = make("div", "numbers", null, make("b", "", answer.title));
+  if (answer.reward != null) numbers.append(make("span", "", `reward ${number(answer.reward, 2)}`));
   for (const [name, value] of Object.entries(answer.parts || {})) numbers.append(make("span", "", `${name} ${number(value, 2)}`));
   if (answer.advantage != null) numbers.append(make("span", "", `advantage ${number(answer.advantage, 2)}`));
-  numbers.append(make("span", answer.reason === "ok" ? "tag" : "tag bad", answer.reason));
+  if (answer.reason) numbers.append(make("span", answer.reason === "ok" ? "tag" : "tag bad", answer.reason));
+  if (answer.note) numbers.append(make("span", "", answer.note));
   return make("div", "answer", null, numbers, make("div", "text", answer.text));
 }
 
@@ -338,5 +341,15 @@ function showReasons() {
   }
 }
 
-for (const show of [showHead, showWorries, showResult, showCurves, showWatched, showGroups, showSelection, showReasons]) show();
+// --- one question, without a run (tools/ask.py) ---
+
+function showAsked() {
+  document.title = at("title").textContent = data.asked.id;
+  at("about").textContent = data.asked.about;
+  for (const part of document.querySelectorAll("nav, main > *")) part.remove();
+  document.querySelector("main").append(questionCard(data.asked.task, data.asked, data.asked.completions));
+}
+
+const ofRuns = [showHead, showWorries, showResult, showCurves, showWatched, showGroups, showSelection, showReasons];
+for (const show of data.asked ? [showAsked] : ofRuns) show();
 document.body.dataset.ready = "yes";  // for the test in a browser
