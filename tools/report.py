@@ -430,7 +430,7 @@ def marks_of(sample: dict | None, completion: str) -> dict:
     """The spans or boxes that a completion names, as its reward reads them."""
     if sample and sample.get("boxes"):
         return {"boxes": rewards.read(sample, completion, "answer")[0]}
-    if sample and sample.get("spans"):
+    if sample and "spans" in sample:
         tag = "glue" if "glue" in rewards.reward_of(sample["task"]).blocks else "answer"
         found = rewards.read(sample, completion, tag)[0]
         return {"spans": [found] if isinstance(found, tuple) else found}
