@@ -691,7 +691,7 @@ def oddities(samples: Iterable[dict]) -> dict[str, int]:
             counts["zero-length spans"] += end == start
             counts["spans with a negative time"] += min(start, end) < 0
             counts["spans beyond the end of the video"] += max(start, end) > sample.get("duration", math.inf)
-        counts["samples without a span"] += sample.get("spans") == [] and sample["task"] != "moments"
+        counts["samples without a span"] += sample.get("spans") == [] and sample.get("task") != "moments"
         counts["samples with spans but no duration"] += "spans" in sample and "duration" not in sample
         counts["boxes without area"] += sum(x1 <= x0 or y1 <= y0 for x0, y0, x1, y1 in sample.get("boxes", []))
         counts["empty questions"] += not sample["question"]
