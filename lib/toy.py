@@ -137,9 +137,10 @@ def make_samples(rng: np.random.Generator, name: str, event: tuple[str, int, int
     ]
     # Behind all others, so that what is drawn for it moves nothing of theirs. Half of the time the colour is another one.
     asked = colour if rng.integers(2) else str(rng.choice([other for other in COLOURS if other != colour]))
-    s, e = late_span(rng, start, end)
+    late = late_span(rng, start, end)
+    said = [late] if asked == colour else []
     samples.append({"task": "moments", "question": f"the screen is {asked}", "spans": [[start, end]] if asked == colour else [],
-                    "target": f"<think>{thought((s, e), colour)}</think><answer>{[(s, e)] if asked == colour else []}</answer>"})
+                    "target": f"<think>{thought(late, colour)}</think><answer>{said}</answer>"})
     common = {"video": f"videos/{name}.mp4", "duration": float(DURATION)}
     return [{"id": f"{name}-{sample['task']}", **sample, **common} for sample in samples]
 
