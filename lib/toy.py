@@ -1,7 +1,7 @@
 """The synthetic task: short clips that a model must watch to answer, and a tiny Qwen2.5-VL that can learn to.
 
 A clip lasts 10 seconds. A small white square wanders over a grey ground; once, for 2 to 4 whole seconds, the screen is
-tinted in one of four colours. The clip is crisp or noisy. From that come samples of all six tasks:
+tinted in one of four colours. The clip is crisp or noisy. From that come samples of all seven tasks:
 
     grounding       when is the screen red?                exactly one span
     qa              which colour does the screen turn?     a letter
@@ -9,6 +9,7 @@ tinted in one of four colours. The clip is crisp or noisy. From that come sample
     tracking        where is the white square?             eight boxes
     classification  is the quality high or low?            a label
     captioning      what happens?                          two sentences
+    moments         when is the screen red, if it is?      a list of one span, or of none
 
 Colour, time and place are drawn independently, so that an answer which does not look at the video scores what the blind
 baselines score. Everything is a real file: H.264 in .mp4, a Hugging Face folder, a jsonl.
@@ -35,7 +36,7 @@ COLOURS = {"red": (230, 40, 40), "green": (40, 190, 60), "blue": (50, 70, 230), 
 SIZE, FPS = 56, 8  # 56 x 56 pixels are 2 x 2 tokens for every second
 DURATION, EVENT_LENGTHS = 10, (2, 3, 4)  # seconds
 LATENESS = 2  # seconds by which the ends of a warm-start label come late, at most
-VERSION = 10  # of everything above and below: a folder written by another version is written anew
+VERSION = 11  # of everything above and below: a folder written by another version is written anew
 
 # --- clips ------------------------------------------------------------------------------------------------------------
 
@@ -134,6 +135,12 @@ def make_samples(rng: np.random.Generator, name: str, event: tuple[str, int, int
         {"task": "captioning", "question": "Describe what happens in the video.",
          "events": [f"the screen turns {colour}", f"a white square {motion(boxes)}"]},
     ]
+    # Behind all others, so that what is drawn for it moves nothing of theirs. Half of the time the colour is another one.
+    asked = colour if rng.integers(2) else str(rng.choice([other for other in COLOURS if other != colour]))
+    late = late_span(rng, start, end)
+    said = [late] if asked == colour else []
+    samples.append({"task": "moments", "question": f"the screen is {asked}", "spans": [[start, end]] if asked == colour else [],
+                    "target": f"<think>{thought(late, colour)}</think><answer>{said}</answer>"})
     common = {"video": f"videos/{name}.mp4", "duration": float(DURATION)}
     return [{"id": f"{name}-{sample['task']}", **sample, **common} for sample in samples]
 
@@ -295,8 +302,8 @@ def prepare(config, world: World) -> tuple[str, list[str], list[str]]:
 
 def texts_of(samples: list[dict], tasks: list[str], style: str) -> list[str]:
     """What the tokenizer learns from: prompts of all styles, and the targets of the one that is trained."""
-    # A run without captions keeps the tokenizer that it had before there were any.
-    samples = [sample for sample in samples if sample["task"] != "captioning" or "captioning" in tasks]
+    # A run without captions and moments keeps the tokenizer that it had before there were any.
+    samples = [sample for sample in samples if sample["task"] not in ("captioning", "moments") or sample["task"] in tasks]
     texts = [part["text"] for sample in samples for each in STYLES for message in build_prompt(sample, each)
              for part in (message["content"] if message["role"] == "user" else []) if "text" in part]
     return texts + [target_text(sample, style) for sample in samples]

@@ -111,17 +111,33 @@ def test_a_caption_of_one_clip_tells_no_event_of_another():
         rng = np.random.default_rng([7, i])
         event, boxes = toy.draw_event(rng), toy.draw_path(rng, toy.DURATION * toy.FPS)
         without.bit_generator.state = rng.bit_generator.state
-        *others, caption = toy.make_samples(rng, "x", event, boxes, False)
+        *others, caption, _ = toy.make_samples(rng, "x", event, boxes, False)
         assert [s["task"] for s in others] == ["grounding", "qa", "gqa", "tracking", "classification"]
-        for _ in range(3):
-            toy.late_span(without, *event[1:])
-        assert rng.bit_generator.state == without.bit_generator.state
+        drawn = [toy.late_span(without, *event[1:]) for _ in range(3)]
+        assert others[0]["target"].endswith("{} to {}</answer>".format(*drawn[0]))
+        assert others[2]["target"].endswith("[({}, {})]</glue>".format(*drawn[2]))
         told.add(tuple(caption["events"]))
     assert len(told) == 20  # four colours, five ways
     for events in told:
         text = data.reference_caption({"events": events})
         for event in {event for other in told for event in other}:
             assert words_judge(event, text) == (event in events)
+
+
+def test_moments_ask_for_what_is_there_half_of_the_time():
+    """A question that tells its answer, by its words or by their number, would be learned without a look."""
+    absent = Counter()
+    for i in range(400):
+        rng = np.random.default_rng([11, i])
+        event, boxes = toy.draw_event(rng), toy.draw_path(rng, 8)
+        sample = toy.make_samples(rng, "x", event, boxes, False)[-1]
+        colour = sample["question"].split()[-1]
+        assert (sample["task"], sample["spans"]) == ("moments", [[*event[1:]]] if colour == event[0] else [])
+        assert event[0] in sample["target"]  # what is seen is told, whatever was asked for
+        score = rewards.score(sample, sample["target"])
+        assert score.parts["format"] == 1 and (sample["spans"] or score.parts["temporal_iou"] == 1)
+        absent[colour] += not sample["spans"]
+    assert 160 < sum(absent.values()) < 240 and set(absent) == set(toy.COLOURS)
 
 
 def test_captions_do_not_change_the_tokenizer_of_a_run_without_them(tmp_path, monkeypatch):
