@@ -47,6 +47,10 @@ BOXES = ("Provide your answer within the <answer> </answer> tags as a list of ei
 # is the sample's own; the rest follows the other five. A sentence for each event is what the judge compares.
 CAPTION = ("rovide your description within the <answer> </answer> tags, in plain sentences, one for each event, in the "
            "order in which they happen.\n")
+# Ours too, after GLUE: nobody of the family has published a question about several windows, or about none.
+MOMENTS = ("rovide all of these time periods, in seconds, within the <answer> </answer> tags in the format of [(s1, e1), "
+           "(s2, e2), ...], or [] if the event does not happen in the video. For example: "
+           "<answer>[(5.2, 10.4), (20.0, 25.5)]</answer>.")
 TEMPORAL_R1_SYSTEM = (
     "You FIRST think about the reasoning process as an internal monologue and then provide the final answer.\n "
     "The reasoning process MUST BE enclosed within <think> </think> tags. The final answer MUST BE put in <answer> "
@@ -112,6 +116,20 @@ def ordered_spans(sample: dict) -> list[list[float]]:
     return [sorted(span) for span in sample["spans"]]
 
 
+def windows_text(sample: dict) -> str:
+    """The true windows as a list, in the order of the annotation: "[(5.20, 10.40), (20.00, 25.50)]", or "[]"."""
+    return "[" + ", ".join(f"({start:.2f}, {end:.2f})" for start, end in ordered_spans(sample)) + "]"
+
+
+def ask_every_time(sample: dict, think: bool) -> str:
+    return (f'To accurately pinpoint the event "{the_event(sample)}" in the video, determine every time period in which it '
+            f"happens. It may happen once, several times, or not at all.{ask(think, MOMENTS)}")
+
+
+def say_every_time(sample: dict, style: str) -> str:
+    return in_answer(windows_text(sample))
+
+
 def ask_which(sample: dict, think: bool, rest: str = f"{LETTER}\n") -> str:
     options = [f"({letter}) {option}" for letter, option in zip(LETTERS, option_texts(sample))]
     return (f'Answer the question: "{sample["question"].strip()}" according to the content of the video. Select the answer '
@@ -127,8 +145,7 @@ def ask_which_and_when(sample: dict, think: bool) -> str:
 
 
 def say_which_and_when(sample: dict, style: str) -> str:
-    glue = ", ".join(f"({start:.2f}, {end:.2f})" for start, end in ordered_spans(sample))
-    return f"{say_which(sample, style)}<glue>[{glue}]</glue>"
+    return f"{say_which(sample, style)}<glue>{windows_text(sample)}</glue>"
 
 
 def ask_where(sample: dict, think: bool) -> str:
@@ -163,6 +180,7 @@ def say_what_happens(sample: dict, style: str) -> str:
 
 TEXTS = {
     "grounding": Texts(ask_when, say_when, temporal_r1=ask_when_as_temporal_r1),
+    "moments": Texts(ask_every_time, say_every_time),
     "qa": Texts(ask_which, say_which),
     "gqa": Texts(ask_which_and_when, say_which_and_when),
     "tracking": Texts(ask_where, say_where, frames=NUM_BOXES),

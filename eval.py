@@ -152,6 +152,34 @@ def longest_window_iop(answer: Answer) -> float:
     return rewards.ratio(shared, end - start)
 
 
+def windows_found(answer: Answer) -> tuple[float, float]:
+    """(precision, recall) of the windows of a moments answer: which share of those named is right, and of the true ones named?
+
+    A window is right if its IoU with a true one reaches 0.5, and each makes a pair with one other at most: of a window that
+    is named twice one is wrong. Windows are counted as written, true ones that overlap or touch as one, as in the reward.
+    (1, 1) for `[]` where the truth is `[]`, else (0, 0) where either is.
+
+    >>> sample = {"id": "a", "task": "moments", "spans": [[5, 10], [20, 25], [30, 35]]}
+    >>> windows_found(Answer(sample, "<answer>[(5, 9), (5, 10), (19, 25), (26, 29)]</answer>"))
+    (0.5, 0.6666666666666666)
+    """
+    windows, _ = rewards.read(answer.sample, answer.completion, "answer")
+    truths = rewards.merge(sorted(span) for span in rewards.true_spans(answer.sample))
+    if not windows or not truths:
+        return (float(windows == truths),) * 2
+    # True windows are apart, so none of those named has half in common with two of them (but for the tolerance of `reaches`):
+    # to count the true ones that are met is to find the most pairs.
+    met = sum(any(reaches(rewards.temporal_iou(window, truth), 0.5) for window in windows) for truth in truths)
+    return min(met / len(windows), 1.0), met / len(truths)
+
+
+def denies(answer: Answer) -> float | None:
+    """Does the answer say that it is not in this video? None for what is: this is reported of the others alone."""
+    if rewards.true_spans(answer.sample):
+        return None
+    return float(rewards.read(answer.sample, answer.completion, "answer")[0] == [])
+
+
 def unseen_boxes_overlap(answer: Answer) -> float:
     """Mean IoU of boxes 2 to 7, the part of AO that takes eyes.
 
@@ -182,6 +210,9 @@ def f1(precision, recall):
 Guesser = Callable[[list[dict], float], list[str]]
 
 
+WINDOW = "[({}, {})]"  # a list of one window, as moments and gqa write it
+
+
 def say_letter(samples: list[dict], fallback: float) -> list[str]:
     letter = commonest(map(rewards.true_letter, samples))
     return [write(sample, letter) for sample in samples]
@@ -202,16 +233,24 @@ def from_start_to_end(samples: list[dict], fallback: float) -> tuple[float, floa
     return 0.0, 1.0
 
 
-def say_span(samples: list[dict], fallback: float, choose=from_start_to_end) -> list[str]:
+def say_span(samples: list[dict], fallback: float, choose=from_start_to_end, form: str = "{} to {}") -> list[str]:
     """The same fractions of every video."""
     fractions = choose(samples, fallback)
-    return [write(sample, "{} to {}".format(*times(sample, fractions, fallback))) for sample in samples]
+    return [write(sample, form.format(*times(sample, fractions, fallback))) for sample in samples]
+
+
+say_window = partial(say_span, form=WINDOW)
+
+
+def say_no_window(samples: list[dict], fallback: float) -> list[str]:
+    """Whatever is asked, it is not in this video."""
+    return [write(sample, "[]") for sample in samples]
 
 
 def say_letter_and_span(samples: list[dict], fallback: float, choose=from_start_to_end) -> list[str]:
     """The commonest letter, and the same fractions of every video as the only window."""
     letter, fractions = commonest(map(rewards.true_letter, samples)), choose(samples, fallback)
-    return [write(sample, letter, "[({}, {})]".format(*times(sample, fractions, fallback))) for sample in samples]
+    return [write(sample, letter, WINDOW.format(*times(sample, fractions, fallback))) for sample in samples]
 
 
 def copy_start_box(samples: list[dict], fallback: float) -> list[str]:
@@ -303,7 +342,8 @@ def write(sample: dict, answer: str, glue: str | None = None) -> str:
 class Report(NamedTuple):
     """The metrics of one task, in the order of the tables, and the blind answers that they are compared with."""
 
-    metrics: dict[str, Callable[[Answer], float]]  # name -> in [0, 1], of one completion; the mean is reported
+    # name -> in [0, 1], of one completion; the mean is reported. None: it is not about this sample, which leaves its mean alone
+    metrics: dict[str, Callable[[Answer], float | None]]
     of_means: dict[str, Callable[[dict], float]] = {}  # name -> of those means; stands before them in the tables
     blind: dict[str, Guesser] = {}  # column of the tables -> how this task is answered in it
 
@@ -313,6 +353,12 @@ REPORTS = {
         metrics={"mIoU": part("temporal_iou"), "R@0.3": part_reaches("temporal_iou", 0.3),
                  "R@0.5": part_reaches("temporal_iou", 0.5), "R@0.7": part_reaches("temporal_iou", 0.7)},
         blind={"whole_video": say_span, "best_constant_span": partial(say_span, choose=best_constant_span)}),
+    "moments": Report(
+        metrics={"mIoU": part("temporal_iou"), "F1@0.5": lambda answer: float(f1(*windows_found(answer))),
+                 "precision@0.5": lambda answer: windows_found(answer)[0],
+                 "recall@0.5": lambda answer: windows_found(answer)[1], "Acc@absent": denies},
+        blind={"whole_video": say_window, "best_constant_span": partial(say_window, choose=best_constant_span),
+               "not_in_video": say_no_window}),
     "qa": Report(metrics={"accuracy": part("accuracy")}, blind={"most_frequent_letter": say_letter}),
     "gqa": Report(
         metrics={"accuracy": part("accuracy"), "mIoU": part("temporal_iou"), "mIoP": longest_window_iop,
@@ -333,8 +379,9 @@ REPORTS = {
 # The order of all tables. A task that is not in the data has none of its names in the result.
 METRICS = (*(f"{task}/{name}" for task, report in REPORTS.items() for name in (*report.of_means, *report.metrics)),
            "parse_failure")
-GUESSERS = tuple(dict.fromkeys(["whole_video", "best_constant_span", "start_box_copied", "most_frequent_letter", "best_constant_caption",
-                                *(name for report in REPORTS.values() for name in report.blind)]))
+# The first four are in every result; another one is where a task of the data has it.
+ALWAYS = ("whole_video", "best_constant_span", "start_box_copied", "most_frequent_letter")
+GUESSERS = tuple(dict.fromkeys([*ALWAYS, *(name for report in REPORTS.values() for name in report.blind)]))
 
 
 def report_of(task: str) -> Report:
@@ -359,7 +406,8 @@ def sample_metrics(sample: dict, completion: str | None,
     completion, task = completion or "", sample["task"]
     _, parts, reason = rewards.score(sample, completion, judge=judge)
     answer = Answer(sample, completion, parts, judge)
-    metrics = {f"{task}/{name}": metric(answer) for name, metric in report_of(task).metrics.items()}
+    measured = {f"{task}/{name}": metric(answer) for name, metric in report_of(task).metrics.items()}
+    metrics = {name: value for name, value in measured.items() if value is not None}
     return metrics | {"parse_failure": float(reason in rewards.UNREADABLE)}
 
 
@@ -429,16 +477,17 @@ def score_of(metrics: dict) -> float:
 
 
 def blind_baselines(samples: list[dict]) -> dict[str, dict[str, float]]:
-    """What answers without any video score on these samples: five guessers, each with the names of `compute_metrics`.
+    """What answers without any video score on these samples: blind guessers, each with the names of `compute_metrics`.
 
     A guesser writes a completion as the model does and is scored as the model is. It answers only the tasks that it has
     an answer for: the names of the others are absent, and its `n` counts the samples it answered.
 
-        whole_video           grounding, gqa              from 0 to the end
-        best_constant_span    grounding, gqa              the best pair of fractions of the duration, one for each task
+        whole_video           grounding, moments, gqa     from 0 to the end
+        best_constant_span    grounding, moments, gqa     the best pair of fractions of the duration, one for each task
         start_box_copied      tracking                    the box of the prompt, eight times
         most_frequent_letter  qa, gqa, classification     the commonest answer of each task
-        best_constant_caption captioning                  the annotated caption that earns most, of every video
+        not_in_video          moments                     `[]`, to all questions; absent where there are none of this task
+        best_constant_caption captioning                  the annotated caption that earns most, of every video; absent likewise
 
     gqa asks for a letter and for windows: all three guessers name the commonest letter, and `most_frequent_letter`
     gives the whole video as its evidence.
@@ -451,7 +500,8 @@ def blind_baselines(samples: list[dict]) -> dict[str, dict[str, float]]:
     for guesser in GUESSERS:
         asked = {task: of_task for task, of_task in by_task.items() if guesser in report_of(task).blind}
         answers = [report_of(task).blind[guesser](of_task, fallback) for task, of_task in asked.items()]
-        metrics[guesser] = compute_metrics([*chain(*asked.values())], [*chain(*answers)])
+        if asked or guesser in ALWAYS:
+            metrics[guesser] = compute_metrics([*chain(*asked.values())], [*chain(*answers)])
     return metrics
 
 

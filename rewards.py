@@ -250,7 +250,7 @@ def numbers(cells: list[str]) -> list[float] | None:
 
 
 def parse_windows(text: str) -> tuple[list[Span] | None, str]:
-    """The windows of a <glue> block, in the order written; `[]` is valid and names none.
+    """The windows of a <glue> block, or of a moments answer, in the order written; `[]` is valid and names none.
 
     Reasons: bad_glue (no list of pairs of finite numbers), reversed_interval.
 
@@ -264,6 +264,18 @@ def parse_windows(text: str) -> tuple[list[Span] | None, str]:
     if any(start > end for start, end in windows):
         return None, "reversed_interval"
     return [(start, end) for start, end in windows], "ok"
+
+
+def parse_moments(text: str) -> tuple[list[Span] | None, str]:
+    """The windows of a moments answer, written as in a <glue> block; `[]` says that it is not in this video.
+
+    Reasons: bad_windows (no list of pairs of finite numbers), reversed_interval.
+
+    >>> parse_moments("[]"), parse_moments("[(12, 5)]"), parse_moments("5 to 12")
+    (([], 'ok'), (None, 'reversed_interval'), (None, 'bad_windows'))
+    """
+    windows, reason = parse_windows(text)
+    return windows, "bad_windows" if reason == "bad_glue" else reason
 
 
 def box_cells(text: str) -> list[list[str]] | None:
@@ -405,6 +417,9 @@ CHOICE = Block(lambda text, sample: parse_letter(text, option_texts(sample)), {
 WINDOWS = Block(lambda text, sample: parse_windows(text), {
     "bad_glue": "the <glue> block is no list of (start, end)", "reversed_interval": "an interval ends before it starts"},
     has_form=lambda text: parse_windows(text)[0] is not None)
+MOMENTS = Block(lambda text, sample: parse_moments(text), {
+    "bad_windows": "the answer is no list of (start, end)", "reversed_interval": "an interval ends before it starts"},
+    has_form=WINDOWS.has_form)
 # Not parse_boxes: eight lists of four quoted strings have the form, though no box can be read from them.
 EIGHT_BOXES = Block(lambda text, sample: parse_boxes(text), {"bad_boxes": "the answer is no list of 8 lists of 4 numbers"},
                     has_form=lambda text: box_cells(text) is not None)
@@ -430,6 +445,19 @@ def measure_grounding(sample: dict, completion: str, judge: Judge) -> Measured:
     [truth] = true_spans(sample)
     span, reason = read(sample, completion, "answer")
     return {"temporal_iou": measure(temporal_iou(span, truth) if span else 0.0, reason, "no_overlap")}
+
+
+def measure_moments(sample: dict, completion: str, judge: Judge) -> Measured:
+    """In which seconds does it happen, if it does? The IoU of two sets of seconds; of what is not in this video, 1 for
+    `[]` and 0 for any window.
+
+    Nothing is gained by many windows: a comb over the video, however fine, shares less with the truth than the whole
+    video does, and to name a window twice adds no second.
+    """
+    truths = true_spans(sample)
+    windows, reason = read(sample, completion, "answer")
+    iou = float(not truths) if windows == [] else spans_iou(windows, truths) if windows else 0.0
+    return {"temporal_iou": measure(iou, reason, "no_overlap" if truths else "not_in_video")}
 
 
 def measure_qa(sample: dict, completion: str, judge: Judge) -> Measured:
@@ -502,6 +530,7 @@ class Reward(NamedTuple):
 
 REWARDS = {
     "grounding": Reward({"answer": INTERVAL}, measure_grounding, continuous=("temporal_iou",)),
+    "moments": Reward({"answer": MOMENTS}, measure_moments, continuous=("temporal_iou",)),
     "qa": Reward({"answer": CHOICE}, measure_qa, discrete=("accuracy",)),
     "gqa": Reward({"answer": CHOICE, "glue": WINDOWS}, measure_gqa, discrete=("accuracy",), continuous=("temporal_iou",)),
     "tracking": Reward({"answer": EIGHT_BOXES}, measure_tracking, continuous=("box_iou",)),
@@ -517,7 +546,7 @@ CONTINUOUS = tuple(dict.fromkeys(part for reward in REWARDS.values() for part in
 # Reasons that mean "nobody can tell what was answered"; evaluation counts them as parse failures. An answer that is no
 # possible answer at all is among them: a reversed interval is no interval, a letter that is not offered is no choice
 # (and in "I do not know" the only capital is no choice either: the two cannot be told apart). The remaining reasons,
-# no_overlap, wrong_choice, wrong_label, no_event and bad_format, belong to answers that can be read.
+# no_overlap, not_in_video, wrong_choice, wrong_label, no_event and bad_format, belong to answers that can be read.
 BLOCKS = [(tag, block) for reward in REWARDS.values() for tag, block in reward.blocks.items()]
 WHY_UNREADABLE = {f"no_{tag}_tag": f"there is no closed <{tag}> ... </{tag}>" for tag, _ in BLOCKS}
 WHY_UNREADABLE |= {reason: words for _, block in BLOCKS for reason, words in block.reasons.items()}

@@ -117,7 +117,7 @@ class Config:
     # selection
     select_k: int = papers(4, "answers to every training question for variance-aware selection; 0: train on all",
                            with_model=0, within=(0, 10_000))
-    select_min_std: float = papers(0.1, "least spread of the task score (grounding, gqa, tracking, captioning)", within=SHARE)
+    select_min_std: float = papers(0.1, "least spread of the task score (grounding, moments, gqa, tracking, captioning)", within=SHARE)
     select_min_mean: float = papers(0.1, "least mean of it", within=SHARE)
 
     # your machine

@@ -64,7 +64,8 @@ class Field(NamedTuple):
 
 def _not_one_span(sample: dict) -> str | None:
     if len(sample["spans"]) != 1:
-        return f"field 'spans' has {len(sample['spans'])} spans; grounding has exactly one (gqa may have several)"
+        return (f"field 'spans' has {len(sample['spans'])} spans; grounding has exactly one (gqa may have several, moments any "
+                "number)")
     return None
 
 
@@ -90,6 +91,8 @@ def _no_part(sample: dict) -> str | None:
 OPTIONS = Field(lambda value: _is_list(value) and len(value) <= len(LETTERS)
                 and all(isinstance(option, str) for option in value), "a list of 1 to 26 strings without letters")
 SPANS = Field(lambda value: _are_rows(value, 2), "a list of [start, end] in seconds")
+ANY_SPANS = Field(lambda value: value in ([], ()) or _are_rows(value, 2),
+                  "a list of [start, end] in seconds, [] for what is not in the video")
 VIDEO = Field(_is_path, "the path of a video or of a folder of frames")
 BOXES = Field(lambda value: _are_rows(value, 4) and len(value) == NUM_BOXES, "a list of 8 [x0, y0, x1, y1]")
 EVENTS = Field(lambda value: _is_list(value)
@@ -101,6 +104,7 @@ EVENTS = Field(lambda value: _is_list(value)
 # completion is worth), REPORTS in eval.py (what is reported). docs/your-own.md adds a task to them, step by step.
 TASKS = {
     "grounding": {"video": VIDEO, "spans": SPANS._replace(misfit=_not_one_span)},
+    "moments": {"video": VIDEO, "spans": ANY_SPANS},
     "qa": {"options": OPTIONS, "answer": Field(_is_text, "a string", _not_offered)},  # without a video it is text only
     "gqa": {"video": VIDEO, "options": OPTIONS, "answer": Field(_is_text, "a string", _not_offered), "spans": SPANS},
     "tracking": {"video": VIDEO, "boxes": BOXES},

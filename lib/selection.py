@@ -4,8 +4,8 @@ The advantage of a completion is its distance from the mean of its group. A samp
 always right, gives a group without distances and so without gradient. K completions of the initial policy show which:
 
     discrete   (qa, classification)       all_wrong, all_right dropped; mixed kept
-    continuous (grounding, gqa, tracking, low_variance_poor, low_variance_good dropped; high_variance_good kept;
-                captioning)               high_variance_poor, below the quality floor, dropped
+    continuous (grounding, moments, gqa,  low_variance_poor, low_variance_good dropped; high_variance_good kept;
+                tracking, captioning)     high_variance_poor, below the quality floor, dropped
 
 Continuous is a task whose reward has a continuous part (`REWARDS` in rewards.py).
 

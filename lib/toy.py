@@ -3,7 +3,7 @@ learn to do both.
 
 A clip lasts 12 seconds. Twice, for 2 to 4 whole seconds each, a grey screen is tinted, in two of four colours. A white and
 a black square, each small or large, move straight on, left, right, up or down. One half of the clip has scan lines. From
-that come samples of all six tasks, and what each asks about is one of two things that the clip shows:
+that come samples of all seven tasks, and what each asks about is one of two things that the clip shows:
 
     grounding       when is the screen red? when does it turn for the second time?     exactly one span
     qa              which colour does the screen turn first? (or second)               a letter
@@ -11,6 +11,7 @@ that come samples of all six tasks, and what each asks about is one of two thing
     tracking        where is the white square? (or the black one)                      eight boxes
     classification  how is the quality of the first half? (or the second)              a label
     captioning      what does the screen do? (or the white square, or the black one)   two sentences
+    moments         when is the screen red, if it is?                                  a list of one span, or of none
 
 All of it is drawn independently, so that an answer which does not look at the video scores what the blind baselines score,
 and one that does not read the question is about the wrong thing half of the time. Everything is a real file: H.264 in .mp4,
@@ -48,7 +49,7 @@ STRIPES = 40  # by how much they are darker, of 255
 LATENESS = 2  # seconds by which the ends of a warm-start label come late, at most
 LAG = 2  # frames, of the eight, by which its boxes are behind, at most
 TELLS_ALL = 0.25  # share of its captions that tell both events
-VERSION = 18  # of everything above and below: a folder written by another version is written anew
+VERSION = 19  # of everything above and below: a folder written by another version is written anew
 
 # --- clips ------------------------------------------------------------------------------------------------------------
 
@@ -154,12 +155,13 @@ def late_events(rng: np.random.Generator, events: list[Event]) -> list[Event]:
             return found
 
 
-def thought(events: list[Event], asked: int, words: str) -> str:
-    """What is seen, second by second: "0 grey1 grey2 red ...". No blank before a digit, where Qwen's tokenizer would make
+def thought(words: str, events: list[Event], told: list[Event]) -> str:
+    """What is asked, what is seen, second by second, "red: 0 grey1 grey2 red ...", and when what is asked about is seen. No blank before a digit, where Qwen's tokenizer would make
     it a token of its own: two tokens a second are as many positions as a second of video spans, so that "look at the
     second I am writing about" is one fixed distance, which a tiny model learns in minutes."""
-    seen = {t: event.colour if event is events[asked] else "other" for event in events for t in range(event.start, event.end)}
-    return f"{words}: " + "".join(f"{t} {seen.get(t, 'grey')}" for t in range(DURATION)) + "; {} {} to {}".format(*events[asked])
+    seen = {t: event.colour if event in told else "other" for event in events for t in range(event.start, event.end)}
+    windows = ", ".join("{} {} to {}".format(*event) for event in told)
+    return f"{words}: " + "".join(f"{t} {seen.get(t, 'grey')}" for t in range(DURATION)) + f"; {windows or 'none'}"
 
 
 ORDER = ("first", "second")
@@ -172,7 +174,8 @@ def make_samples(rng: np.random.Generator, name: str, scene: Scene) -> list[dict
                {"task": "gqa", **ask_which(rng, scene.events)[1]},
                {"task": "tracking", **ask_where(rng, scene.squares)},
                {"task": "classification", **ask_how_good(rng, scene.bad_half)},
-               {"task": "captioning", **ask_what(rng, scene)}]
+               {"task": "captioning", **ask_what(rng, scene)},
+               {"task": "moments", **ask_whether(rng, scene.events)}]
     common = {"video": f"videos/{name}.mp4", "duration": float(DURATION)}
     return [{"id": f"{name}-{sample['task']}", **sample, **common} for sample in samples]
 
@@ -184,7 +187,7 @@ def ask_when(rng: np.random.Generator, events: list[Event]) -> dict:
     words = event.colour if by_colour else ORDER[asked]
     question = f"the screen is {words}" if by_colour else f"the screen has its {words} colour"
     return {"question": question, "spans": [[event.start, event.end]],
-            "target": f"<think>{thought(late, asked, words)}</think><answer>{late[asked].start} to {late[asked].end}</answer>"}
+            "target": f"<think>{thought(words, late, [late[asked]])}</think><answer>{late[asked].start} to {late[asked].end}</answer>"}
 
 
 def ask_which(rng: np.random.Generator, events: list[Event]) -> tuple[dict, dict]:
@@ -193,7 +196,7 @@ def ask_which(rng: np.random.Generator, events: list[Event]) -> tuple[dict, dict
     event = events[asked]
     letter = "ABCD"[list(COLOURS).index(event.colour)]
     choice = {"question": f"which is the {ORDER[asked]} colour of the screen?", "options": list(COLOURS), "answer": letter}
-    said = f"<think>{thought(late, asked, ORDER[asked])}</think><answer>{letter}</answer>"
+    said = f"<think>{thought(ORDER[asked], late, [late[asked]])}</think><answer>{letter}</answer>"
     return ({**choice, "target": said},
             {**choice, "spans": [[event.start, event.end]],
              "target": f"{said}<glue>[({late[asked].start}, {late[asked].end})]</glue>"})
@@ -219,10 +222,20 @@ def ask_how_good(rng: np.random.Generator, bad_half: int) -> dict:
                         "['low quality', 'high quality']."}
 
 
+def ask_whether(rng: np.random.Generator, events: list[Event]) -> dict:
+    """A colour that is there, or one that is not."""
+    late, event, colours = late_events(rng, events), events[int(rng.integers(2))], [event.colour for event in events]
+    asked = event.colour if rng.integers(2) else str(rng.choice([colour for colour in COLOURS if colour not in colours]))
+    told = [event for event in late if event.colour == asked]
+    return {"question": f"the screen is {asked}", "spans": [[start, end] for colour, start, end in events if colour == asked],
+            "target": f"<think>{thought(asked, late, told)}</think><answer>{[(start, end) for _, start, end in told]}</answer>"}
+
+
 def ask_what(rng: np.random.Generator, scene: Scene) -> dict:
     """Two events; the annotator often tells one of them only."""
     if rng.integers(2):
-        subject, seen = "screen", thought(late_events(rng, scene.events), 0, "first")
+        late = late_events(rng, scene.events)
+        subject, seen = "screen", thought("screen", late, late)
         events = [f"the screen turns {event.colour}" for event in scene.events]
     else:
         colour = str(rng.choice(list(scene.squares)))

@@ -11,7 +11,8 @@ TRACKING = {"id": "d", "task": "tracking", "question": "sloth",
 LABELS = {"id": "e", "task": "classification", "question": "How good? Choice one answer from ['low', 'high'].",
           "options": ["low", "high"], "answer": "low"}
 CAPTIONING = {"id": "f", "task": "captioning", "question": "What happens? ", "events": [" a dog barks", "He leaves!"]}
-ALL = [GROUNDING, QA, GQA, TRACKING, LABELS, CAPTIONING]
+MOMENTS = {**GROUNDING, "id": "h", "task": "moments", "spans": [[20, 25.5], [10.25, 5]]}
+ALL = [GROUNDING, QA, GQA, TRACKING, LABELS, CAPTIONING, MOMENTS]
 
 # The same with a truth of one's own.
 OPTIONS = ["share it", "approach a lady", "unwrap it", "play", "gesture"]
@@ -20,6 +21,10 @@ BOX = [0.0, 0.0, 0.4, 0.5]
 
 def grounding(span, **extra):
     return {"id": "g", "task": "grounding", "question": "it falls", "spans": [span], **extra}
+
+
+def moments(spans, **extra):
+    return {"id": "s", "task": "moments", "question": "it falls", "spans": spans, **extra}
 
 
 def gqa(answer, spans, **extra):

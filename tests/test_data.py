@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from made_samples import ALL, CAPTIONING, GQA, GROUNDING, LABELS, QA, TRACKING
+from made_samples import ALL, CAPTIONING, GQA, GROUNDING, LABELS, MOMENTS, QA, TRACKING
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -69,6 +69,19 @@ def test_a_caption_is_asked_for_in_the_familys_style(style):
     assert not system and user["content"][0]["type"] == ("video" if style == "temporal_r1" else "text")
 
 
+@pytest.mark.parametrize("style", data.STYLES)
+def test_moments_are_asked_for_with_their_form_and_a_way_to_say_that_there_are_none(style):
+    """A model that is not told how to say "not in this video" cannot earn anything there."""
+    *system, user = build_prompt({**MOMENTS, "video": "v.mp4"}, style)
+    text = "".join(part.get("text", "") for part in user["content"])
+    event = ('To accurately pinpoint the event "A man opens the Door" in the video, determine every time period in which it '
+             "happens. It may happen once, several times, or not at all.")
+    ask = ("rovide all of these time periods, in seconds, within the <answer> </answer> tags in the format of [(s1, e1), (s2, e2), "
+           "...], or [] if the event does not happen in the video. For example: <answer>[(5.2, 10.4), (20.0, 25.5)]</answer>.")
+    assert text == (f"{event}\n\nP" if style == "answer" else f"{event}{THOUGHT}Then, p") + ask
+    assert not system and user["content"][0]["type"] == ("video" if style == "temporal_r1" else "text")
+
+
 def test_an_instruction_without_its_labels_gets_them():
     """A classification by exact label cannot be answered by a model that is never told the labels."""
     text = build_prompt({**LABELS, "question": "How good is it?"}, "answer")[0]["content"][0]["text"]
@@ -105,6 +118,8 @@ def test_temporal_r1s_prompt_has_its_system_line_and_the_video_first():
     (GROUNDING, "temporal_r1", '<think></think><answer>{"start_time": "12.00", "end_time": "18.50"}</answer>'),
     ({**GROUNDING, "spans": [[38, 13]]}, "answer", "<answer>13.00 to 38.00</answer>"),
     ({**GROUNDING, "think": False}, "think", "<answer>12.00 to 18.50</answer>"),
+    (MOMENTS, "think", "<think></think><answer>[(20.00, 25.50), (5.00, 10.25)]</answer>"),
+    ({**MOMENTS, "spans": []}, "answer", "<answer>[]</answer>"),
     (QA, "answer", "<answer>B</answer>"),
     (GQA, "think", "<think></think><answer>B</answer><glue>[(5.00, 10.25), (20.00, 25.00)]</glue>"),
     ({**GQA, "target": "as given"}, "think", "as given"),

@@ -4,12 +4,13 @@ import doctest
 import json
 import random
 import time
-from itertools import combinations
+from fractions import Fraction
+from itertools import combinations, permutations
 
 import pytest
 from conftest import ALONE, ASKING
 from hypothesis import given, settings, strategies as st
-from made_samples import BOX, captioning, gqa, grounding, qa, quality, says, slid, tracking
+from made_samples import BOX, captioning, gqa, grounding, moments, qa, quality, says, slid, tracking
 
 import eval as evaluation
 from data import PromptTooLong
@@ -158,6 +159,84 @@ def test_an_unreadable_glue_costs_the_windows_but_not_the_letter():
     })
 
 
+# ---- moments --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("answer, spans, precision, recall", [
+    ("[(5, 10), (20, 25)]", [[5, 10], [20, 25]], 1, 1),
+    ("[(5, 10)]", [[5, 10], [20, 25]], 1, 1 / 2),
+    ("[(5, 10), (5, 10)]", [[5, 10]], 1 / 2, 1),  # named twice, found once
+    ("[(5, 10), (5, 9), (6, 10)]", [[5, 10], [20, 25]], 1 / 3, 1 / 2),
+    ("[(5, 7.5)]", [[5, 10]], 1, 1),  # on the threshold
+    ("[(5, 7.49)]", [[5, 10]], 0, 0),
+    ("[(5, 25)]", [[5, 10], [20, 25]], 0, 0),  # one window over both is neither of them
+    ("[(0, 20)]", [[0, 10], [10, 20]], 1, 1),  # annotated windows that touch are one
+    ("[(0, 10), (10, 20)]", [[0, 20]], 1 / 2, 1),  # those that are named count as they are written
+    ("[(0, 10)]", [[10, 0]], 1, 1),  # annotated backwards
+    ("[(7, 7)]", [[5, 10]], 0, 0),
+    ("[]", [[5, 10]], 0, 0),
+    ("[]", [], 1, 1),
+    ("[(5, 10)]", [], 0, 0),
+    ("[(10, 5)]", [[5, 10]], 0, 0),
+    ("[(10, 5)]", [], 0, 0),  # cannot be read, and so does not say "not in this video"
+])
+def test_windows_that_are_found(answer, spans, precision, recall):
+    metrics = compute_metrics([moments(spans)], [says(answer)])
+    f1 = 2 * precision * recall / (precision + recall) if precision else 0
+    assert [metrics[f"moments/{name}"] for name in ("F1@0.5", "precision@0.5", "recall@0.5")] == pytest.approx([f1, precision, recall])
+
+
+def test_the_accuracy_of_not_in_this_video_is_over_the_samples_that_are_not():
+    """Over all of them, a model that never says so would look nearly right in a file that has few."""
+    samples = [moments([]), moments([]), moments([]), moments([[5, 9]]), moments([[5, 9]])]
+    completions = [says("[]"), says("[(5, 9)]"), None, says("[]"), says("[(5, 9)]")]
+    assert compute_metrics(samples, completions) == pytest.approx({
+        "moments/mIoU": 2 / 5, "moments/F1@0.5": 2 / 5, "moments/precision@0.5": 2 / 5, "moments/recall@0.5": 2 / 5,
+        "moments/Acc@absent": 1 / 3, "parse_failure": 1 / 5, "n": 5})
+    assert "moments/Acc@absent" not in compute_metrics(samples[3:], completions[3:])
+
+
+def most_pairs(windows, truths):
+    """The largest one-to-one matching at an IoU of one half, found by trying all of them, in exact fractions."""
+    def fits(window, truth):
+        shared = max(0, min(window[1], truth[1]) - max(window[0], truth[0]))
+        union = window[1] - window[0] + truth[1] - truth[0] - shared
+        return union > 0 and Fraction(shared, union) >= Fraction(1, 2)
+
+    slots = [*windows, *[None] * len(truths)]
+    return max(sum(window is not None and fits(window, truth) for window, truth in zip(order, truths))
+               for order in permutations(slots, len(truths)))
+
+
+TENTHS = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 20)).map(lambda pair: (pair[0], sum(pair))), min_size=1, max_size=4)
+
+
+@settings(max_examples=200, deadline=None)
+@given(TENTHS, TENTHS)
+def test_windows_found_are_the_most_that_any_matching_finds(predicted, annotated):
+    """Counting hits of either side alone pays twice for one window, or for a window twice."""
+    apart = []
+    for start, end in sorted(annotated):  # what overlaps or touches is one, as in the reward
+        if apart and start <= apart[-1][1]:
+            apart[-1] = (apart[-1][0], max(end, apart[-1][1]))
+        else:
+            apart.append((start, end))
+    pairs = most_pairs(predicted, apart)
+    sample = moments([[start / 10, end / 10] for start, end in annotated])
+    metrics = compute_metrics([sample], [says([(start / 10, end / 10) for start, end in predicted])])
+    assert metrics["moments/precision@0.5"] == pytest.approx(pairs / len(predicted))
+    assert metrics["moments/recall@0.5"] == pytest.approx(pairs / len(apart))
+    assert metrics["moments/F1@0.5"] == pytest.approx(2 * pairs / (len(predicted) + len(apart)))
+
+
+def test_the_reward_of_moments_is_its_first_metric():
+    """The best model is chosen by it."""
+    for spans in ([], [[5, 9]], [[5, 9], [20, 25]]):
+        for answer in ("[]", "[(5, 9)]", "[(4, 21)]", "x", "[(9, 5)]", "[(5, 9), (5, 9)]"):
+            metrics = compute_metrics([moments(spans)], [says(answer)])
+            assert metrics["moments/mIoU"] == score(moments(spans), says(answer)).parts["temporal_iou"]
+
+
 # ---- tracking, choices, labels --------------------------------------------------------------------------------------
 
 
@@ -232,6 +311,8 @@ def test_the_best_constant_caption_is_the_one_that_earns_most():
 
 ONE_OF_EACH = [
     (grounding([5, 9]), says("5 to 9")),
+    (moments([[5, 9], [20, 25]]), says("[(5, 9), (20, 25)]")),
+    (moments([]), says("[]")),
     (qa("C"), says("C")),
     (gqa("C", [[5, 9]]), says("C", "[(5, 9)]")),
     (tracking([BOX] * 8), says(json.dumps([BOX] * 8))),
@@ -244,7 +325,7 @@ def test_each_task_has_its_own_denominator():
     """A mean over all samples would halve a task's score when another task joins the file."""
     samples, completions = zip(*ONE_OF_EACH, *ONE_OF_EACH[:1])
     metrics = compute_metrics(list(samples), list(completions))
-    assert metrics == {name: 1.0 for name in METRICS} | {"parse_failure": 0.0, "n": 7}
+    assert metrics == {name: 1.0 for name in METRICS} | {"parse_failure": 0.0, "n": 9}
     assert list(metrics) == [*METRICS, "n"]
 
 
@@ -261,7 +342,8 @@ def test_a_missing_completion_counts_zero_in_everything(sample, completion):
 def test_a_task_that_is_not_in_the_data_has_no_names(sample, completion):
     """accuracy 0 for a task without samples would read as a result."""
     names = set(compute_metrics([sample], [completion])) - {"parse_failure", "n"}
-    assert names == {name for name in METRICS if name.startswith(sample["task"] + "/")}
+    of_others = {"moments/Acc@absent"} if sample.get("spans") else set()
+    assert names == {name for name in METRICS if name.startswith(sample["task"] + "/")} - of_others
 
 
 def test_no_samples_are_no_numbers():
@@ -278,6 +360,10 @@ def test_no_samples_are_no_numbers():
         (grounding([5, 9]), says("9 to 5"), 1),
         (grounding([5, 9]), says("at noon"), 1),
         (grounding([5, 9]), "<think>so</think><answer>5 to 9", 1),  # never closed
+        (moments([[5, 9]]), says("[]"), 0),  # wrong, but an answer
+        (moments([]), says("[(5, 9)]"), 0),
+        (moments([]), says("none"), 1),
+        (moments([]), says("[(9, 5)]"), 1),
         (qa("C"), says("A"), 0),
         (qa("C"), says("A or C"), 1),
         (gqa("C", [[5, 9]]), says("A", "[(50, 90)]"), 0),
@@ -422,6 +508,25 @@ def test_the_whole_video_can_be_the_best_constant():
     baselines = blind_baselines(samples)
     assert baselines["best_constant_span"] == baselines["whole_video"]
     assert baselines["whole_video"]["grounding/mIoU"] == baselines["whole_video"]["gqa/mIoU"] == 1.0
+
+
+def test_blind_answers_to_moments():
+    """Where half of the events are not there, never looking and always saying so is paid half: it has to stand in the table."""
+    samples = [moments([[0, 5]], duration=10), moments([[0, 2], [8, 10]], duration=10), moments([], duration=10), moments([])]
+    blind = blind_baselines(samples)
+    none = {"mIoU": 0.5, "F1@0.5": 0.5, "precision@0.5": 0.5, "recall@0.5": 0.5, "Acc@absent": 1.0}
+    assert blind["not_in_video"] == {f"moments/{name}": value for name, value in none.items()} | {"parse_failure": 0.0, "n": 4}
+    assert blind["whole_video"]["moments/mIoU"] == pytest.approx((0.5 + 0.4) / 4)
+    assert blind["whole_video"]["moments/F1@0.5"] == 1 / 4 and blind["whole_video"]["moments/Acc@absent"] == 0
+    assert best_constant_span(samples, 10.0) == (0.0, 0.5)  # 1 and 2 / 7: (0, 1) is worse on both, (0, 0.2) on the sum
+    assert blind["best_constant_span"]["moments/mIoU"] == pytest.approx((1 + 2 / 7) / 4)
+    for metrics in blind_baselines([moments([])]).values():
+        assert metrics["n"] == 0 or metrics["parse_failure"] == 0
+
+
+def test_a_blind_answer_of_another_task_is_no_row():
+    """The four that every result has are a contract; the fifth comes with its task."""
+    assert "not_in_video" not in blind_baselines([grounding([0, 1], duration=9), gqa("A", [[0, 1]], duration=9)])
 
 
 def test_grounded_baselines_name_the_commonest_letter_too():

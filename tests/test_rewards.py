@@ -30,6 +30,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+import data
 import rewards
 from rewards import (UNREADABLE, box_iou, last_block, parse_interval, parse_letter, parse_windows, score, spans_iou,
                      task_score, temporal_iou)
@@ -40,6 +41,7 @@ OPTIONS = ["share with the girl", "approach a lady", "unwrap it", "play with a t
 BOXES = [[0.05 * k, 0.25, 0.05 * k + 0.5, 0.75] for k in range(8)]
 SAMPLES = {
     "grounding": {"id": "g", "task": "grounding", "spans": [[10, 20]]},
+    "moments": {"id": "m", "task": "moments", "spans": [[5, 10], [20, 25]]},
     "qa": {"id": "q", "task": "qa", "options": OPTIONS, "answer": "C"},
     "gqa": {"id": "gq", "task": "gqa", "options": OPTIONS, "answer": "C", "spans": [[5, 10], [20, 25]]},
     "tracking": {"id": "t", "task": "tracking", "boxes": BOXES},
@@ -47,8 +49,8 @@ SAMPLES = {
                        "answer": "high quality"},
     "captioning": {"id": "k", "task": "captioning", "events": ["a man opens a door", "a dog barks", "the man leaves"]},
 }
-NAMES = {"grounding": {"temporal_iou", "format"}, "qa": {"accuracy", "format"}, "tracking": {"box_iou", "format"},
-         "gqa": {"temporal_iou", "accuracy", "format"}, "classification": {"accuracy", "format"},
+NAMES = {"grounding": {"temporal_iou", "format"}, "moments": {"temporal_iou", "format"}, "qa": {"accuracy", "format"},
+         "tracking": {"box_iou", "format"}, "gqa": {"temporal_iou", "accuracy", "format"}, "classification": {"accuracy", "format"},
          "captioning": {"event_recall", "invented", "format"}}
 
 
@@ -220,7 +222,7 @@ def test_glue_is_a_block_of_gqa_alone():
 @pytest.mark.parametrize("task, completion", [
     ("grounding", "<answer>10 to 20</answer>"), ("qa", "<answer>C</answer>"), ("tracking", f"<answer>{BOXES}</answer>"),
     ("gqa", "<answer>C</answer> <glue>[(5, 10)]</glue>"), ("classification", "<answer>low quality</answer>"),
-    ("captioning", "<answer>A dog barks.</answer>"),
+    ("captioning", "<answer>A dog barks.</answer>"), ("moments", "<answer>[(5, 10)]</answer>"),
 ])
 def test_a_thought_is_right_exactly_where_it_is_asked_for(task, completion):
     """The released no-think classification script still demanded <think>, so its format reward was always 0."""
@@ -403,6 +405,103 @@ def test_one_reversed_window_spoils_the_glue():
     assert parse_windows("[(5, 10), (25, 20)]") == (None, "reversed_interval")
     assert spans_iou([(5, 10), (25, 22)], [(5, 10)]) == 0
     assert parts_of("gqa", written("C", "[(5, 10), (25, 20)]"))["temporal_iou"] == 0
+
+
+# ---- moments: several windows, or none -------------------------------------------------------------------------------
+
+
+def moments(text, spans=SAMPLES["moments"]["spans"]):
+    return parts_of("moments", written(text), spans=spans)["temporal_iou"]
+
+
+@pytest.mark.parametrize("text, here, absent", [  # what is earned where the truth is 5 to 10 and 20 to 25, and where it is []
+    ("[(5, 10), (20, 25)]", 1, 0), ("[[20, 25], [5, 10],]", 1, 0), ("[(5, 10)]", 0.5, 0), ("[(5, 25)]", 0.5, 0),
+    ("[(5, 8), (7, 10), (20, 25)]", 1, 0), ("[(5, 8), (8, 10), (20, 25)]", 1, 0), ("[(5, 10), (5, 10), (5, 10)]", 0.5, 0),
+    ("[(50, 60)]", 0, 0), ("[(7, 7)]", 0, 0), ("[]", 0, 1), (" [ ]\n", 0, 1), ("[,]", 0, 0), ("[[]]", 0, 0), ("[()]", 0, 0),
+    ("", 0, 0), ("none", 0, 0), ("not in this video", 0, 0), ("[(10, 5), (20, 25)]", 0, 0), ("5 to 10", 0, 0), ("(5, 10)", 0, 0),
+    ("[(0:05, 0:10)]", 0, 0), ("[('5', '10')]", 0, 0), ("[(5, 1e999)]", 0, 0), ("[] or [(5, 10)]", 0, 0),
+])
+def test_moments_by_hand(text, here, absent):
+    """`[]` is right or wrong and nothing between; what cannot be read, a reversed window among it, is no `[]`."""
+    assert (moments(text), moments(text, spans=[])) == pytest.approx((here, absent))
+
+
+@pytest.mark.parametrize("completion, iou, format", [
+    ("<think>x</think><answer>[]", 0, 0), ("<think>x</think>[]", 0, 0), ("<think>[]</think><answer></answer>", 0, 0),
+    ("<think><answer>[]</answer></think><answer>[(1, 2)]</answer>", 0, 0), ("<answer>[]</answer>", 1, 0),
+    (written("[]"), 1, 1), (written("[(1, 2)]"), 0, 1), (written("[(2, 1)]"), 0, 0), (written("none"), 0, 0),
+    (written("[]", glue="[]"), 1, 0),
+])
+def test_not_in_this_video_is_said_in_its_tags(completion, iou, format):
+    """An answer that is missing, cut off or drafted in the thought would else be paid in full wherever nothing is to be found."""
+    assert parts_of("moments", completion, spans=[]) == {"temporal_iou": iou, "format": format}
+
+
+def test_a_window_where_there_is_none_has_a_reason_of_its_own():
+    assert score({**SAMPLES["moments"], "spans": []}, written("[(1, 2)]")).reason == "not_in_video"
+    assert score({**SAMPLES["moments"], "spans": []}, written("[]")) == (2.0, {"temporal_iou": 1.0, "format": 1.0}, "ok")
+
+
+@pytest.mark.parametrize("teeth", [1, 2, 5, 20, 1000])
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.9, 1])
+def test_a_comb_of_windows_earns_no_more_than_the_whole_video(teeth, share):
+    """Naming a little of everything must not be a way to be paid without a look: 10 of 100 seconds are true here."""
+    step = 10 / teeth
+    comb = [(round(k * step, 6), round((k + share) * step, 6)) for k in range(10 * teeth)]
+    assert moments(str(comb), spans=[[30, 40]]) == pytest.approx(share / (1 + 9 * share), abs=1e-3)
+    assert moments(str(comb), spans=[[30, 40]]) <= moments("[(0, 100)]", spans=[[30, 40]]) + 1e-9 == pytest.approx(0.1)
+    assert moments(str(comb), spans=[]) == 0
+
+
+hundredths = st.integers(0, 4000)
+windows = st.lists(st.tuples(hundredths, hundredths).map(sorted), max_size=6)
+
+
+def exact_iou(predicted, true):
+    """Intersection over union as a fraction, of windows in whole hundredths: the pieces between all ends, one by one."""
+    ends = sorted({end for window in predicted + true for end in window})
+    pieces = [(high - low, [any(s <= low and high <= e for s, e in group) for group in (predicted, true)])
+              for low, high in zip(ends, ends[1:])]
+    union = sum(length for length, inside in pieces if any(inside))
+    return Fraction(sum(length for length, inside in pieces if all(inside)), union) if union else Fraction(0)
+
+
+@settings(max_examples=300, deadline=None)
+@given(windows, windows, st.randoms(use_true_random=False))
+def test_moments_against_exact_fractions(predicted, true, rng):
+    """In any order of either side, and as lists or tuples."""
+    expected = float(exact_iou(predicted, true)) if predicted else float(not true)
+    rows = [f"({s / 100}, {e / 100})" if rng.random() < 0.5 else f"[{s / 100:.2f},{e / 100:.2f}]" for s, e in predicted]
+    truth = [[s / 100, e / 100][::rng.choice((1, -1))] for s, e in true]
+    rng.shuffle(truth)
+    assert moments(f"[{', '.join(rows)}]", spans=truth) == pytest.approx(expected, abs=1e-9)
+
+
+@given(windows)
+def test_the_true_moments_written_as_sft_writes_them_are_right(true):
+    sample = {**SAMPLES["moments"], "spans": [[s / 100, e / 100] for s, e in true], "question": "x"}
+    parts = score(sample, "<think></think>" + data.say_every_time(sample, "think")).parts
+    assert parts == {"temporal_iou": float(not true or any(s < e for s, e in true)), "format": 1}
+
+
+@given(st.lists(st.sampled_from(["[", "]", "(", ")", ",", " ", "5", "12.5", "-3", "1e2", "1e999", "05", "nan", "'1'", "\n", ":"]),
+                max_size=14).map("".join))
+@example("[(5, 12.5)]")
+@example("[]")
+def test_what_is_read_of_any_list_is_windows_in_order_or_nothing(text):
+    read, reason = rewards.parse_moments(text)
+    assert (read is None) == (reason in ("bad_windows", "reversed_interval"))
+    for start, end in read or ():
+        assert -math.inf < start <= end < math.inf
+    assert read != [] or not text.strip("[] \n")  # nothing but an empty list is "not in this video"
+
+
+def test_thousands_of_windows_take_a_moment():
+    """200,000 windows, of which each overlaps the next: a union that compares all pairs would need 10^10 steps."""
+    rows = "[" + ", ".join(f"({k}, {k + 2})" for k in range(200_000)) + "]"
+    start = time.process_time()
+    assert moments(rows, spans=[[0, 200_001]]) == 1 and moments(rows.replace("(", "[").replace(")", "]")) > 0
+    assert time.process_time() - start < 10
 
 
 # ---- rules 7 and 8: letters and labels -------------------------------------------------------------------------------
@@ -604,6 +703,10 @@ def test_the_two_mixes():
     ("captioning", written("..."), "empty_answer"), ("captioning", "A dog barks.", "no_answer_tag"),
     ("captioning", written("A cat."), "no_event"), ("captioning", "<answer>A dog barks.</answer>", "bad_format"),
     ("captioning", written("A dog barks."), "ok"),
+    ("moments", written("5 to 10"), "bad_windows"), ("moments", written(""), "bad_windows"),
+    ("moments", written("[(9, 5)]"), "reversed_interval"), ("moments", "[(5, 10)]", "no_answer_tag"),
+    ("moments", written("[]"), "no_overlap"), ("moments", written("[(50, 60)]"), "no_overlap"),
+    ("moments", "<answer>[(5, 10)]</answer>", "bad_format"), ("moments", written("[(5, 10)]"), "ok"),
 ])
 def test_the_reason_says_why_a_part_is_zero(task, completion, reason):
     """What cannot be read outranks what is wrong, so that evaluation can count parse failures from one reason."""
@@ -624,6 +727,7 @@ def test_the_reason_says_why_a_part_is_zero(task, completion, reason):
     ("tracking", "boxes", [[0, 0, 1]] * 8),
     ("classification", "answer", " "), ("classification", "answer", None), ("qa", "task", "essay"),
     ("qa", "task", ["qa"]), ("captioning", "events", []), ("captioning", "events", "a dog barks"),
+    ("moments", "spans", None), ("moments", "spans", [[1, 2, 3]]), ("moments", "spans", [[]]), ("moments", "spans", "[]"),
     ("captioning", "events", ["a dog barks", "..."]), ("captioning", "events", [3]),
 ])
 def test_a_bad_sample_is_named_and_never_scored(task, field, value):

@@ -89,7 +89,7 @@ def test_the_table_names_every_field_and_who_needs_it():
 def test_the_broken_line_is_reported_as_quoted(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_lines(tmp_path / "own.jsonl", LINES + [json.loads(BY_TITLE["broken"])])
-    assert check("own.jsonl", tmp_path / "checked", num_workers=0) == (0, 7)  # there are no such videos
+    assert check("own.jsonl", tmp_path / "checked", num_workers=0) == (0, 8)  # there are no such videos
     *_, bad = map(json.loads, open("checked/bad.jsonl"))
     assert bad["reason"] == BY_TITLE["reason"].strip()
     with pytest.raises(ValueError) as error:

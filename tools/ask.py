@@ -174,7 +174,9 @@ def in_words(value, block: rewards.Block, sample: dict, text: str, seconds: list
     """What was read, by the kind of block. `text`: what stands in it."""
     if block is rewards.INTERVAL:
         return windows_in_words([value])
-    if block is rewards.WINDOWS:
+    if block is rewards.MOMENTS and not value:
+        return "not in this video"
+    if block in (rewards.WINDOWS, rewards.MOMENTS):
         return windows_in_words(value)
     if block is rewards.CHOICE:
         return f"({value}) {option_texts(sample)[LETTERS.index(value)]}"

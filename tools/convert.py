@@ -1,4 +1,4 @@
-"""From published annotation files to samples: fifteen formats, one small generator each.
+"""From published annotation files to samples: sixteen formats, one small generator each.
 
 A sample is one JSON object a line: what is asked (`task`, `question`, `options`), about which `video`, and the truth
 (`answer`, `spans` in seconds, `boxes` in fractions of the frame). Only annotation files are read here (and, where they are
@@ -206,6 +206,26 @@ def videochat_r1_grounding(source: Source, file: str = "") -> Iterator[dict]:
 def activitynet_captions(source: Source) -> Iterator[dict]:
     """ActivityNet Captions (Krishna et al. 2017). `val_2` is what grounding papers call the test set."""
     yield from videochat_r1_grounding(source, f"{source.split}.json")
+
+
+def qvhighlights(source: Source) -> Iterator[dict]:
+    """QVHighlights (Lei et al. 2021), moment retrieval: `{qid, query, duration, vid, relevant_windows, ...}` a line.
+
+    The videos are parts of longer ones and are named after them, `{youtube_id}_{start}_{end}.mp4`; windows count from the
+    part's begin. `relevant_clip_ids` repeats them in steps of two seconds, `saliency_scores` belongs to another task.
+    """
+    for _, line in source.lines(f"highlight_{source.split}_release.jsonl"):
+        row = json.loads(line)
+        if row.get("relevant_windows") is None:
+            raise ValueError("there is no 'relevant_windows': the test split is published without them, take val or train")
+        yield {
+            "id": row["qid"],
+            "task": "moments",
+            "video": row["vid"] + ".mp4",
+            "question": row["query"],
+            "spans": row["relevant_windows"],
+            "duration": row.get("duration"),
+        }
 
 
 # ---- tracking: where is it? -----------------------------------------------------------------------------------------
@@ -547,6 +567,7 @@ FORMATS = {
         (),
         "{VIDEO: {duration, timestamps: [[s, e], ...], sentences: [...]}}",
     ),
+    "qvhighlights": (qvhighlights, ("val", "train", "test"), "{qid, query, duration, vid, relevant_windows: [[s, e], ...]}"),
     "videochat_r1_tracking": (videochat_r1_tracking, (), "[{path, object, gt: 8 boxes [x0, y0, x1, y1]}]"),
     "got10k": (
         got10k,
@@ -670,7 +691,7 @@ def oddities(samples: Iterable[dict]) -> dict[str, int]:
             counts["zero-length spans"] += end == start
             counts["spans with a negative time"] += min(start, end) < 0
             counts["spans beyond the end of the video"] += max(start, end) > sample.get("duration", math.inf)
-        counts["samples without a span"] += sample.get("spans") == []
+        counts["samples without a span"] += sample.get("spans") == [] and sample.get("task") != "moments"
         counts["samples with spans but no duration"] += "spans" in sample and "duration" not in sample
         counts["boxes without area"] += sum(x1 <= x0 or y1 <= y0 for x0, y0, x1, y1 in sample.get("boxes", []))
         counts["empty questions"] += not sample["question"]

@@ -451,7 +451,7 @@ def marks_of(sample: dict | None, completion: str) -> dict:
         found = rewards.read(sample, completion, tag)[0]
         if block is rewards.EIGHT_BOXES:
             return {"boxes": found}
-        if block in (rewards.INTERVAL, rewards.WINDOWS):
+        if block in (rewards.INTERVAL, rewards.WINDOWS, rewards.MOMENTS):
             return {"spans": [found] if isinstance(found, tuple) else found}
     return {}
 

@@ -13,7 +13,7 @@ import lib.samples
 from lib.samples import FIELDS, find_problem, judged_lines, load_samples, parse_entry, unread_keys, write_jsonl
 from tools.check import check
 
-GROUNDING, _, GQA, TRACKING, LABELS, CAPTIONING = ({"video": "v.mp4", **sample} for sample in ALL)
+GROUNDING, _, GQA, TRACKING, LABELS, CAPTIONING, MOMENTS = ({"video": "v.mp4", **sample} for sample in ALL)
 
 
 def test_a_video_is_looked_for_under_the_root_of_its_own_entry_first(tmp_path):
@@ -71,6 +71,12 @@ def test_n_counts_samples_of_the_wanted_tasks(tmp_path):
     ({**LABELS, "answer": "medium"}, ["'answer'", "medium", "low"]),
     ({**GROUNDING, "spans": [[1, 2], [3, 4]]}, ["'spans'", "exactly one"]),
     ({**GROUNDING, "spans": [[1, float("nan")]]}, ["'spans'", "nan"]),
+    ({**GROUNDING, "spans": []}, ["'spans'", "[]"]),
+    ({**GQA, "spans": []}, ["'spans'", "[]"]),
+    ({**MOMENTS, "spans": None}, ["'spans'", "None", "[] for what is not in the video"]),
+    ({**MOMENTS, "spans": [[]]}, ["'spans'", "[[]]"]),
+    ({**MOMENTS, "spans": [5, 9]}, ["'spans'", "[5, 9]"]),
+    ({key: MOMENTS[key] for key in MOMENTS if key != "spans"}, ["'spans'", "missing"]),
     ({**TRACKING, "boxes": TRACKING["boxes"][:7]}, ["'boxes'", "8"]),
     ({**TRACKING, "frames": [0, 1, 2, 3, 4, 5, 6, -1]}, ["'frames'", "-1"]),
     ({**QA, "duration": None}, ["'duration'", "None", "leave it out"]),
@@ -86,6 +92,12 @@ def test_a_bad_sample_is_named_by_file_line_field_and_value(tmp_path, sample, wo
         load_samples([str(file)])
     for word in [f"{file}:2", *words]:
         assert word in str(error.value)
+
+
+def test_moments_may_be_many_or_none(tmp_path):
+    """"Not in this video" is an annotation, and no hole in one."""
+    lines = [MOMENTS, {**MOMENTS, "id": "none", "spans": []}]
+    assert [sample["spans"] for sample in load_samples([str(write_lines(tmp_path / "x.jsonl", lines))])] == [MOMENTS["spans"], []]
 
 
 BAD_LINES = {  # what stands in the line -> what is said of it
@@ -110,7 +122,7 @@ BAD_LINES = {  # what stands in the line -> what is said of it
     json.dumps({**QA, "video": 7}): "field 'video' is 7; it must be the path",
     json.dumps({**QA, "task": "\x1b]0;title\x07"}): "field 'task' is '\\x1b]0;title\\x07'; it must be",
     **{json.dumps({key: value for key, value in sample.items() if key != "video"}): "field 'video' is missing; it must be"
-       for sample in (GROUNDING, GQA, TRACKING, LABELS, CAPTIONING)},
+       for sample in (GROUNDING, GQA, TRACKING, LABELS, CAPTIONING, MOMENTS)},
     json.dumps({"video_path": "v.mp4", **ALL[0]}): "field 'video' is missing; it must be the path of a video or of a folder "
                                                    "of frames; rename 'video_path', if that is it",
     json.dumps({**QA, "videos": ["v.mp4"]}): "field 'video' is missing, and 'videos' is not read; rename it to 'video'",

@@ -4,8 +4,10 @@ import doctest
 import hashlib
 import json
 import math
+import re
 from collections import Counter
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -39,6 +41,10 @@ def converted(name, src, tmp_path, split=None):
     return samples
 
 
+def jsonl(rows):
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
 def only(samples, *keys):
     return [tuple(sample.get(key) for key in keys) for sample in samples]
 
@@ -69,6 +75,12 @@ DESCRIBED = {
     "v_empty": {"duration": 12.5, "timestamps": [], "sentences": []},
     "v_a": {"duration": 8.0, "timestamps": [[-0.5, 9]], "sentences": ["Ünïcode \u2028 line"]},
 }
+QVHIGHLIGHTS = [
+    {"qid": 12, "query": " A cook stirs a pot. ", "duration": 150, "vid": "aB-_c9xYz01_60.0_210.0",
+     "relevant_windows": [[0, 16], [90, 152]], "relevant_clip_ids": [0, 1], "saliency_scores": [[4, 1, 1], [2, 2, 3]]},
+    {"qid": 13, "query": "Hände\u2028waschen", "duration": 126, "vid": "a_b_c_d_e_f_660.0_810.0",
+     "relevant_windows": [[82, 126]], "relevant_clip_ids": [41], "saliency_scores": [[4, 4, 4]]},
+]
 EIGHT = [[0.1, 0.2, 0.3, 0.4]] * 7 + [[0, 0, 1, 1]]
 TRACKING = [
     {"path": "/disk/of/the/authors/GOT-10k/val/GOT-10k_Val_000777", "object": " kite ", "gt": EIGHT},
@@ -202,6 +214,7 @@ MINIATURES = {
     "charades_sta": (CHARADES, "", 3),
     "activitynet_captions": ({"val_2.json": DESCRIBED}, "", 4),
     "videochat_r1_grounding": ({"test.json": DESCRIBED}, "test.json", 4),
+    "qvhighlights": ({"highlight_val_release.jsonl": jsonl(QVHIGHLIGHTS)}, "", 2),
     "videochat_r1_tracking": ({"got_val.json": TRACKING}, "got_val.json", 2),
     "got10k": (GOT10K, "", 1),
     "videochat_r1_gqa": ({"nextgqa_val.json": GQA}, "nextgqa_val.json", 1),
@@ -219,7 +232,7 @@ MINIATURES = {
 
 def test_there_is_a_miniature_of_every_format():
     """A format without one would pass every test below by not being looked at."""
-    assert set(MINIATURES) == set(FORMATS) and len(FORMATS) == 15
+    assert set(MINIATURES) == set(FORMATS) and len(FORMATS) == 16
 
 
 # ---- what every format promises -------------------------------------------------------------------------------------
@@ -241,7 +254,7 @@ def test_samples_have_the_promised_fields_and_no_empty_ones(name, tmp_path):
     files, src, _ = MINIATURES[name]
     samples = converted(name, put(tmp_path / "in", files) / src, tmp_path)
     truth = {"grounding": {"spans"}, "qa": {"options", "answer"}, "gqa": {"options", "answer", "spans"}}
-    truth |= {"tracking": {"boxes"}, "classification": {"options", "answer"}}
+    truth |= {"moments": {"spans"}, "tracking": {"boxes"}, "classification": {"options", "answer"}}
     texts = {"id", "task", "video", "question", "answer", "category", "domain", "task_type", "reasoning"}
     numbers = {"duration", "start", "end", "fps"}
     for sample in samples:
@@ -566,7 +579,8 @@ def test_the_log_names_what_was_read_and_what_looked_wrong(tmp_path, capsys):
 def test_oddities_are_counted_by_span_and_sound_samples_have_none():
     """A span that ends exactly with the video is no oddity: half of ActivityNet does."""
     sound = {"question": "q", "spans": [[0, 5], [5, 10]], "duration": 10, "boxes": [[0, 0, 1, 1]]}
-    assert oddities([sound, {"question": "q", "options": ["a", "b"]}]) == {}
+    absent = {"task": "moments", "question": "q", "spans": [], "duration": 10}
+    assert oddities([sound, {"question": "q", "options": ["a", "b"]}, absent]) == {}
     odd = {"question": "", "spans": [[11, 4], [-1, -1]], "options": ["a", "a"], "boxes": [[0, 0, 0, 1], [1, 1, 0, 0]]}
     assert oddities([odd, odd | {"duration": 10.0}, {"question": "q", "spans": []}]) == {
         "reversed spans": 2,
@@ -629,6 +643,66 @@ def test_samples_are_one_line_each_in_plain_utf8(tmp_path):
     converted("videochat_r1_grounding", put(tmp_path / "in", {"t.json": DESCRIBED}) / "t.json", tmp_path)
     written = (tmp_path / "samples.jsonl").read_bytes()
     assert written.count(b"\n") == 4 and written.endswith(b"}\n") and "Ünïcode".encode() in written
+
+
+# ---- moments --------------------------------------------------------------------------------------------------------
+
+
+def test_all_windows_of_a_query_are_the_truth_and_the_part_names_the_file(tmp_path, capsys):
+    """Its other converters keep the first window alone; a start that is added twice would move every window."""
+    folder = put(tmp_path / "in", {"highlight_val_release.jsonl": jsonl(QVHIGHLIGHTS),
+                                   "highlight_train_release.jsonl": jsonl(QVHIGHLIGHTS[1:])})
+    samples = converted("qvhighlights", folder, tmp_path)
+    assert samples[0] == {"id": "12", "task": "moments", "video": "aB-_c9xYz01_60.0_210.0.mp4", "question": "A cook stirs a pot.",
+                          "spans": [[0.0, 16.0], [90.0, 152.0]], "duration": 150.0}
+    assert "1 spans beyond the end of the video" in capsys.readouterr().out
+    assert converted("qvhighlights", folder, tmp_path, "train") == samples[1:]
+    assert len(load_samples([str(tmp_path / "samples.jsonl")])) == 1
+
+
+@pytest.mark.parametrize("key", ["qid", "query", "vid", "relevant_windows"])
+def test_a_line_without_a_key_is_named(key, tmp_path):
+    row = {name: value for name, value in QVHIGHLIGHTS[0].items() if name != key}
+    folder = put(tmp_path / "in", {"highlight_val_release.jsonl": jsonl([QVHIGHLIGHTS[1], row])})
+    with pytest.raises(ValueError, match=f"qvhighlights: highlight_val_release.jsonl, line 2: there is no '{key}'"):
+        convert("qvhighlights", folder, tmp_path / "x.jsonl")
+    assert not (tmp_path / "x.jsonl").exists()
+
+
+@pytest.mark.parametrize("windows", ["none", [[0]], [[0, "16"]], [5, 9], [[0, None]]])
+def test_windows_of_another_form_are_refused(windows, tmp_path):
+    folder = put(tmp_path / "in", {"highlight_val_release.jsonl": jsonl([{**QVHIGHLIGHTS[0], "relevant_windows": windows}])})
+    with pytest.raises(ValueError, match="^qvhighlights: highlight_val_release.jsonl, line 1: "):
+        convert("qvhighlights", folder, tmp_path / "x.jsonl")
+
+
+def test_a_split_without_its_windows_is_refused_in_a_sentence(tmp_path):
+    """Written as `[]`, it would say that none of its events is in its video."""
+    for hidden in ({}, {"relevant_windows": None}):
+        row = {key: QVHIGHLIGHTS[0][key] for key in ("qid", "query", "duration", "vid")} | hidden
+        folder = put(tmp_path / "in", {"highlight_test_release.jsonl": jsonl([row])})
+        with pytest.raises(ValueError, match="the test split is published without them, take val or train"):
+            convert("qvhighlights", folder, tmp_path / "x.jsonl", "test")
+    assert not (tmp_path / "x.jsonl").exists()
+
+
+def test_the_recipe_for_events_that_are_not_there(tmp_path, monkeypatch):
+    """docs/data.md makes them by asking about one video what another one shows; a question about itself would be a lie."""
+    page = (Path(tools.convert.__file__).parent.parent / "docs" / "data.md").read_text(encoding="utf-8")
+    [recipe] = [text for text in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "moments" in text]
+    monkeypatch.chdir(tmp_path)
+    given_samples = [{"id": f"{k}", "task": "grounding", "video": f"{k % 40}.mp4", "question": f"event {k}", "target": "x",
+                      "spans": [[k, k + 1]]} for k in range(200)]
+    Path("charades_train.jsonl").write_text(jsonl(given_samples))
+    exec(recipe, {})
+    made = load_samples(["moments_train.jsonl"])
+    videos = {sample["question"]: sample["video"] for sample in given_samples}
+    assert len(made) == 200 and 20 <= sum(sample["spans"] == [] for sample in made) <= 60
+    for before, after in zip(given_samples, made):
+        assert after["task"] == "moments" and "target" not in after
+        same = after["question"] == before["question"]
+        assert after["spans"] == (before["spans"] if same else [])
+        assert same or videos[after["question"]] != before["video"]
 
 
 # ---- tracking -------------------------------------------------------------------------------------------------------

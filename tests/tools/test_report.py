@@ -169,6 +169,19 @@ def test_groups_have_frames_truth_and_what_each_completion_marks(page):
     assert data["clips"][groups["tracking"]["clip"]]["of"] == 8
 
 
+def test_several_windows_are_marked_and_none_too(tmp_path):
+    """A truth of no window has a row as well: what was named there stands below an empty one."""
+    clips, settings = report.Clips(1, 0.0), report.VideoSettings()
+    for spans in ([[1, 2], [5, 8]], []):
+        sample = {"id": "m", "task": "moments", "question": "it falls", "video": "none.mp4", "duration": 10.0, "spans": spans}
+        shown = report.question_of(sample, settings, clips)
+        assert (shown["spans"], shown["length"]) == (spans, 10.0)
+        assert shown["truth"] == ("<answer>[(1.00, 2.00), (5.00, 8.00)]</answer>" if spans else "<answer>[]</answer>")
+        assert report.marks_of(sample, "<answer>[(1, 2), (3, 4)]</answer>") == {"spans": [(1, 2), (3, 4)]}
+        assert report.marks_of(sample, "<answer>[]</answer>") == {"spans": []}
+        assert report.marks_of(sample, "<answer>none</answer>") == {"spans": None}
+
+
 def test_the_same_questions_are_shown_at_every_evaluation(page):
     watched = data_of(page)["runs"][0]["watched"]
     assert len(watched) == 2 * len(TASKS)
