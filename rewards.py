@@ -490,18 +490,17 @@ def measure_classification(sample: dict, completion: str, judge: Judge) -> Measu
 
 
 def measure_captioning(sample: dict, completion: str, judge: Judge) -> Measured:
-    """Which share of the annotated events does the caption tell, and what does it tell besides?
+    """Which share of the annotated events does the caption tell, and which share of its sentences is told by them?
 
     `event_recall` is VideoChat-R1's reward for captions, as published: there a model takes the events from a reference
     caption, and the share is mapped to reward levels that the paper does not give; here the events are annotated and the
-    share is the reward. Alone it pays a caption that lists everything that could happen in full. So `invented`, 0 or less,
-    takes back what the sentences that no event tells have earned: together they are recall times precision.
+    share is the reward. Alone it pays a caption that lists everything that could happen in full, hence the precision.
     """
     events = annotated(sample, "events")
     caption, reason = read(sample, completion, "answer")
     recall = sum(told(judge, [(event, caption) for event in events])) / len(events) if caption else 0.0
-    invented = recall * (1 - caption_precision(events, caption, judge)) if recall else 0.0
-    return {"event_recall": measure(recall, reason, "no_event"), "invented": (-invented, "ok")}
+    precision = caption_precision(events, caption, judge) if caption else 0.0
+    return {"event_recall": measure(recall, reason, "no_event"), "event_precision": (precision, reason)}
 
 
 def caption_precision(events: list[str], caption: str, judge: Judge) -> float:
@@ -535,9 +534,8 @@ REWARDS = {
     "gqa": Reward({"answer": CHOICE, "glue": WINDOWS}, measure_gqa, discrete=("accuracy",), continuous=("temporal_iou",)),
     "tracking": Reward({"answer": EIGHT_BOXES}, measure_tracking, continuous=("box_iou",)),
     "classification": Reward({"answer": LABEL}, measure_classification, discrete=("accuracy",)),
-    "captioning": Reward({"answer": CAPTION}, measure_captioning, continuous=("event_recall", "invented")),
+    "captioning": Reward({"answer": CAPTION}, measure_captioning, continuous=("event_recall", "event_precision")),
 }
-PRICES = ("invented",)  # parts that only take away
 
 # The parts of all tasks, each once.
 DISCRETE = tuple(dict.fromkeys(part for reward in REWARDS.values() for part in reward.discrete))
@@ -591,14 +589,14 @@ def mix_parts(parts: dict[str, float], mix: str) -> float:
     """The parts as one number, the one that the advantages compare."""
     if mix == "temporal_r1":
         return 0.5 * task_score(parts) + 0.5 * parts["format"]
-    left_out = {"sum": (), "videochat_r1": PRICES, "discrete": CONTINUOUS, "continuous": DISCRETE}[mix]
+    left_out = {"sum": (), "videochat_r1": ("event_precision",), "discrete": CONTINUOUS, "continuous": DISCRETE}[mix]
     return sum(value for name, value in parts.items() if name not in left_out)
 
 
 def task_score(parts: dict[str, float]) -> float:
-    """The mean of the parts without `format`, less the prices: how good the answer is, however it was written down."""
-    values = [value for name, value in parts.items() if name not in ("format", *PRICES)]
-    return sum(values) / len(values) + sum(parts.get(name, 0.0) for name in PRICES)
+    """The mean of the parts without `format`: how good the answer is, however it was written down."""
+    values = [value for name, value in parts.items() if name != "format"]
+    return sum(values) / len(values)
 
 
 def first_reason(reasons: list[str]) -> str:

@@ -76,7 +76,7 @@ class Config:
     seed: int = papers(0, "decides order, sampling and, in the synthetic run, clips and weights", within=SEED)
     # what the model sees and is asked
     prompt: str = papers("think", "with thought, without, or Temporal-R1's JSON", choices=STYLES)
-    reward: str = papers("sum", "sum of the parts; the same without a price for invented events, as VideoChat-R1 pays captions; half task and half format; or format and one half of the dual reward",
+    reward: str = papers("sum", "sum of the parts; the same without the precision of captions, as VideoChat-R1 has it; half task and half format; or format and one half of the dual reward",
                          choices=rewards.MIXES)
     judge: str = papers("", "causal LM that says which events a caption tells; without it word rules do")
     fps: float = papers(2.0, "frames looked at, for each second of video", within=FRAME_RATE)
@@ -90,7 +90,7 @@ class Config:
                         within=(-1000, 10**7))
     questions: int = papers(16, "questions a step, over all ranks", with_model=8, within=COUNT)
     group_size: int = papers(8, "completions of each question (G)", within=(1, 10_000))
-    max_new_tokens: int = papers(64, "longest completion, in tokens", with_model=1024, within=TOKENS)
+    max_new_tokens: int = papers(80, "longest completion, in tokens", with_model=1024, within=TOKENS)
     temperature: float = papers(1.0, "of sampling and of scoring; evaluation is greedy anyway", within=(0.01, 100))
     lr: float = papers(4e-4, "peak learning rate", with_model=1e-6, within=(0, 1))
     lr_schedule: str = papers("linear", "after the warm-up: fall linearly to 0, or stay", choices=("linear", "constant"))
@@ -110,7 +110,7 @@ class Config:
     keep_dead_groups: bool = papers(False, "pay for the KL of groups without spread too, as both papers do")
     freeze_vision: bool = papers(False, "train the language model only")
     # warm start
-    sft_steps: int = papers(400, "steps of supervised fine-tuning before GRPO; -1: once through the data, -3: three times",
+    sft_steps: int = papers(500, "steps of supervised fine-tuning before GRPO; -1: once through the data, -3: three times",
                             with_model=0, within=(-1000, 10**7))
     sft_questions: int = papers(16, "questions a step in it, over all ranks", with_model=8, within=COUNT)
     sft_lr: float = papers(2e-3, "its peak learning rate; falls linearly", with_model=2e-5, within=(0, 1))

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Videos are decoded in the process itself: a worker imports torch before it decodes its first. `whole_run` has one.
 SMALL = ["--sft_steps", "4", "--sft_questions", "4", "--steps", "4", "--questions", "3", "--group_size", "4",
-         "--max_new_tokens", "48", "--select_k", "0", "--save_every", "2", "--num_workers", "0", "--device", "cpu",
+         "--max_new_tokens", "64", "--select_k", "0", "--save_every", "2", "--num_workers", "0", "--device", "cpu",
          "--warmup_steps", "0"]
 CLIPS = ["--toy_train", "6", "--toy_eval", "4"]  # of a run without --model
 # With the model and the clips of `started`, at the toy's resolution and about its learning rates.

@@ -301,7 +301,7 @@ def test_published_caption_scores_are_f1_of_the_means():
 
 def test_the_best_constant_caption_is_the_one_that_earns_most():
     """Without a blind answer the recall of a model that says the same of every video looks like sight."""
-    samples = [captioning("a dog barks", "it rains"), captioning("it rains"), captioning("a man leaves")]
+    samples = [captioning("a dog barks", "it rains"), captioning("it rains"), captioning("it snows", "it rains")]
     blind = blind_baselines(samples)
     assert blind["best_constant_caption"] == pytest.approx(compute_metrics(samples, [says("It rains.")] * 3))
     assert not any(name.startswith("captioning") for name in blind["most_frequent_letter"])

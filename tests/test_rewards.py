@@ -51,7 +51,7 @@ SAMPLES = {
 }
 NAMES = {"grounding": {"temporal_iou", "format"}, "moments": {"temporal_iou", "format"}, "qa": {"accuracy", "format"},
          "tracking": {"box_iou", "format"}, "gqa": {"temporal_iou", "accuracy", "format"}, "classification": {"accuracy", "format"},
-         "captioning": {"event_recall", "invented", "format"}}
+         "captioning": {"event_recall", "event_precision", "format"}}
 
 
 def written(answer, glue=None):
@@ -642,13 +642,14 @@ def test_event_recall_is_the_share_of_the_events_told():
             3: "A man opens the door. A dog is barking. The man is leaving."}
     for count, caption in told.items():
         result = score(SAMPLES["captioning"], written(caption))
-        assert result.parts == pytest.approx({"event_recall": count / 3, "invented": 0, "format": 1})
-        assert result.total == pytest.approx(count / 3 + 1)
-        assert score(SAMPLES["captioning"], written(caption), "temporal_r1").total == pytest.approx(count / 6 + 0.5)
+        assert result.parts == pytest.approx({"event_recall": count / 3, "event_precision": count > 0, "format": 1})
+        assert result.total == pytest.approx(count / 3 + (count > 0) + 1)
+        assert score(SAMPLES["captioning"], written(caption), "videochat_r1").total == pytest.approx(count / 3 + 1)
+        assert score(SAMPLES["captioning"], written(caption), "temporal_r1").total == pytest.approx((count / 3 + (count > 0)) / 4 + 0.5)
         assert score(SAMPLES["captioning"], written(caption), "discrete").total == 1
-        assert score(SAMPLES["captioning"], written(caption), "continuous").total == pytest.approx(count / 3 + 1)
+        assert score(SAMPLES["captioning"], written(caption), "continuous").total == result.total
     draft = "<think><answer>A dog barks.</answer></think><answer>It rains.</answer>"
-    assert parts_of("captioning", draft) == {"event_recall": 0, "invented": 0, "format": 0}
+    assert parts_of("captioning", draft) == {"event_recall": 0, "event_precision": 0, "format": 0}
 
 
 def test_a_caption_that_lists_what_could_happen_is_not_paid_in_full():
@@ -659,11 +660,9 @@ def test_a_caption_that_lists_what_could_happen_is_not_paid_in_full():
     every = written(" ".join(f"The screen turns {colour}." for colour in ("red", "green", "blue", "yellow")))
     heap = written("The screen turns red green blue yellow.")
     assert [score(sample, text, "videochat_r1").total for text in (truth, every, heap)] == [2, 2, 2]
-    assert [score(sample, text).total for text in (truth, every, heap)] == [2, 1.5, 1]
-    assert score(sample, every).parts == {"event_recall": 1, "invented": -0.5, "format": 1}
-    assert rewards.task_score(score(sample, every).parts) == 0.5 and score(sample, every, "temporal_r1").total == 0.75
-    half = written("The screen turns red. A dog barks.")
-    assert score(sample, half).parts == {"event_recall": 0.5, "invented": -0.25, "format": 1}  # recall times precision
+    assert [score(sample, text).total for text in (truth, every, heap)] == [3, 2.5, 2]
+    assert score(sample, every).parts == {"event_recall": 1, "event_precision": 0.5, "format": 1}
+    assert [score(sample, text, "temporal_r1").total for text in (truth, every, heap)] == [1, 0.875, 0.75]
 
 
 def test_the_judge_sees_each_event_with_the_caption_and_only_where_there_is_one():

@@ -208,7 +208,7 @@ def test_reward_rollout_and_metrics_ask_the_judge_they_are_given(model, monkeypa
         group, = grpo.rollout(model, [prepare(SAMPLE, None, model.tokenizer, "think")],
                               functools.partial(rewards.score, judge=says), group_size=1, max_new_tokens=99,
                               temperature=1.0, seeds=[0])
-        assert group.texts == [SAID] and group.scores[0].parts == {"event_recall": recall, "invented": 0.0, "format": 1.0}
+        assert group.texts == [SAID] and group.scores[0].parts == {"event_recall": recall, "event_precision": recall, "format": 1.0}
     assert rewards.score(SAMPLE, SAID).parts["event_recall"] == 0.5  # the rules
 
 
@@ -228,7 +228,7 @@ def test_a_run_and_an_evaluation_with_a_model_as_the_judge(tmp_path, monkeypatch
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["after_sft"]["captioning/recall"] == summary["after_sft"]["captioning/F1"] == 1.0
     answer = json.loads((tmp_path / "run" / "predictions.after_sft.jsonl").read_text())
-    assert answer["parts"] == [{"event_recall": 1.0, "invented": 0.0, "format": 1.0}]
+    assert answer["parts"] == [{"event_recall": 1.0, "event_precision": 1.0, "format": 1.0}]
     line = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert line["phase"] == "grpo" and line["event_recall"] > 0
     for judged, recall in (([], 0.0), (["--judge", yes], 1.0)):

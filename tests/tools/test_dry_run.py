@@ -15,7 +15,7 @@ from lib import toy
 from tools import dry_run
 
 REHEARSAL = [*SMALL, "--model", "start", "--train_data", "toy/train.jsonl", "--tasks", "qa", "--min_pixels", "3136",
-             "--no-gradient_checkpointing", "--pack_tokens", "8192", "--max_new_tokens", "100", "--dry_run"]
+             "--no-gradient_checkpointing", "--pack_tokens", "8192", "--max_new_tokens", "120", "--dry_run"]
 
 
 @pytest.fixture(scope="module")
@@ -48,14 +48,14 @@ def test_a_dry_run_takes_the_longest_prompts_to_the_limit_and_leaves_nothing(fol
     monkeypatch.setattr(dry_run, "optimizer_step", lambda *a: steps.append((a[0], real_step(*a))) or steps[-1][1])
     monkeypatch.setattr(dry_run, "accumulate_gradients", lambda *a, **k: updates.append(a[2]) or real_gradients(*a, **k))
     train.main([*REHEARSAL, "--train_data", f"data.jsonl@{folder}/toy", "--questions", "2", "--sft_questions", "1",
-                "--sft_steps", "10", "--steps", "5", "--max_new_tokens", "90", "--group_size", "4"])
+                "--sft_steps", "10", "--steps", "5", "--max_new_tokens", "120", "--group_size", "4"])
     said = capsys.readouterr().out
     imitated, trained = updates
     assert len(imitated) == 1 and sorted(group.prompt.sample["id"] for group in trained) == sorted(s["id"] for s in long)
-    assert all(group.mask.all() and group.mask.shape == (4, 90) for group in trained)
+    assert all(group.mask.all() and group.mask.shape == (4, 120) for group in trained)
     assert all(torch.equal(group.advantages, torch.linspace(-1, 1, 4)) for group in trained)
     assert len(steps) == 2 and all(norm > 0 and optimizer.state for optimizer, norm in steps)
-    assert "peak memory" in said and "warm start" in said and "GRPO" in said and "4 completions of 90" in said
+    assert "peak memory" in said and "warm start" in said and "GRPO" in said and "4 completions of 120" in said
     assert sorted(folder.rglob("*")) == before
 
 
