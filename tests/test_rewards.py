@@ -642,7 +642,7 @@ def test_event_recall_is_the_share_of_the_events_told():
             3: "A man opens the door. A dog is barking. The man is leaving."}
     for count, caption in told.items():
         result = score(SAMPLES["captioning"], written(caption))
-        assert result.parts == pytest.approx({"event_recall": count / 3, "event_precision": count > 0, "format": 1})
+        assert result.parts == pytest.approx({"event_recall": count / 3, "event_precision": float(count > 0), "format": 1})
         assert result.total == pytest.approx(count / 3 + (count > 0) + 1)
         assert score(SAMPLES["captioning"], written(caption), "videochat_r1").total == pytest.approx(count / 3 + 1)
         assert score(SAMPLES["captioning"], written(caption), "temporal_r1").total == pytest.approx((count / 3 + (count > 0)) / 4 + 0.5)

@@ -38,14 +38,14 @@ def write_judge(folder, tokenizer, config=LlamaConfig, cls=LlamaForCausalLM, cha
 
 
 def always(answer):
-    """Weights with which the model says `answer` whatever it is asked: attention and MLP are silent, and the embedding
-    of every question's last token (the line end of the assistant's header) points at the answer's row of the head."""
+    """Weights with which the model says `answer` whatever it is asked: attention and MLP are silent, and every
+    embedding points at the answer's row of the head."""
     def change(model, tokenizer):
         with torch.no_grad():
             for layer in model.model.layers:
                 layer.self_attn.o_proj.weight.zero_()
                 layer.mlp.down_proj.weight.zero_()
-            model.model.embed_tokens.weight[tokenizer("\n").input_ids[-1]] = 1.0
+            model.model.embed_tokens.weight.fill_(1.0)
             model.lm_head.weight.zero_()
             model.lm_head.weight[tokenizer(answer).input_ids] = 1.0
     return change
