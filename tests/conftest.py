@@ -119,7 +119,7 @@ def whole_run(tmp_path_factory) -> Path:
     """One run of all four stages in miniature, with a warm start long enough that groups have spread."""
     folder = tmp_path_factory.mktemp("whole")
     with contextlib.chdir(folder):
-        train.main([*SMALL, *CLIPS, "--out", "run", "--sft_steps", "50", "--sft_questions", "6", "--sft_lr", "3e-3",
+        train.main([*SMALL, *CLIPS, "--out", "run", "--sft_steps", "90", "--sft_questions", "6", "--sft_lr", "3e-3",
                     "--save_every", "25", "--num_workers", "1", "--select_k", "3", "--select_min_std", "0.01",
                     "--select_min_mean", "0", "--group_size", "8", "--eval_every", "2", "--entropy_bonus", "0.001",
                     "--frame_cache", "frames", "--frame_cache_gb", "0.1"])

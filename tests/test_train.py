@@ -179,7 +179,7 @@ def test_imitation_is_the_gradient_of_the_negative_log_likelihood(model, prompts
 
 def test_the_warm_start_lowers_its_loss(whole_run):
     losses = [line["loss"] for line in lines(whole_run / "metrics.jsonl") if line["phase"] == "sft"]
-    assert len(losses) == 50 and sum(losses[-5:]) < 0.5 * sum(losses[:5])
+    assert len(losses) == 90 and sum(losses[-5:]) < 0.5 * sum(losses[:5])
 
 
 # --- what can go wrong, and what can be exchanged ----------------------------------------------------------------------
@@ -384,7 +384,7 @@ def test_a_resumed_run_keeps_its_settings_and_refuses_others(whole_run, monkeypa
     """`--resume` without the other flags must not train a real run on with the toy's values, nor another seed's order."""
     monkeypatch.chdir(whole_run.parent)
     config = train.parse_config(["--resume", "--out", "run", "--steps", "9"])
-    assert (config.steps, config.group_size, config.sft_steps, config.overwrite) == (9, 8, 50, False)
+    assert (config.steps, config.group_size, config.sft_steps, config.overwrite) == (9, 8, 90, False)
     with pytest.raises(SystemExit):
         train.parse_config(["--resume", "--out", "run", "--seed", "5"])
     assert "--seed 0" in capsys.readouterr().err

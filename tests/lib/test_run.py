@@ -345,8 +345,9 @@ def test_running_out_of_memory_costs_no_finished_step(unbroken, started, monkeyp
         with pytest.raises(SystemExit) as caught:
             train.main([*FOUR_STEPS, "--out", "broken"])
     text = str(caught.value)
-    assert "out of memory in grpo step 3, in " + fails_in in text and "--resume" in text
-    assert (started / "broken" / "checkpoint-1-grpo-000002").exists()
+    step = re.search(f"out of memory in grpo step (\\d), in {fails_in}", text)  # steps without a live group call nothing
+    assert step and int(step[1]) in (3, 4) and "--resume" in text
+    assert (started / "broken" / f"checkpoint-1-grpo-{int(step[1]) - 1:06d}").exists()
     train.main([*FOUR_STEPS, "--out", "broken", "--resume"])
     assert_equal_runs(unbroken, started / "broken")
 

@@ -126,7 +126,7 @@ def test_the_terminal_shows_what_was_seen_thought_and_answered(clips, model_fold
     asked_by_hand(monkeypatch, model_folder, video, "when is it red?", [said])
     printed = capsys.readouterr().out
     lines = printed.splitlines()
-    assert lines[0].startswith("a\\x1b[2Jb.mp4: 20 frames of 56 x 56 pixels, which cost 40 of the prompt's ")
+    assert lines[0].startswith("a\\x1b[2Jb.mp4: 24 frames of 56 x 56 pixels, which cost 48 of the prompt's ")
     begins = [float(word) for word in " ".join(lines[1:4]).split() if word[0].isdigit()]
     assert begins == [round(float(s), 2) for s in read_video(video, min_pixels=3136).seconds]
     assert "asked as grounding: when is it red?" in lines and "\x1b" not in printed and "\x07" not in printed
@@ -188,8 +188,8 @@ def test_the_page_has_the_frames_that_the_model_saw_and_no_truth(clips, model_fo
     asked_by_hand(monkeypatch, model_folder, video, "when?", [says("3 to 6"), EVIL], "--num_samples", "2", "--html", str(page))
     data = data_of(page)
     asked, (strip,) = data["asked"], data["clips"]
-    assert strip["of"] == 20 and strip["shown"] == list(range(20)) and strip["times"][-1] == pytest.approx(9.875)
-    assert [answer.get("spans") for answer in asked["completions"]] == [[[3, 6]], None] and asked["length"] == 10
+    assert strip["of"] == 24 and strip["shown"] == list(range(24)) and strip["times"][-1] == pytest.approx(11.875)
+    assert [answer.get("spans") for answer in asked["completions"]] == [[[3, 6]], None] and asked["length"] == 12
     assert not {"truth", "spans"} & asked.keys() and not any("reward" in answer for answer in asked["completions"])
     assert "<script>document.title" not in page.read_text()
 

@@ -164,7 +164,7 @@ def test_groups_have_frames_truth_and_what_each_completion_marks(page):
     assert groups["gqa"]["completions"][0]["spans"] is None and len(groups["gqa"]["completions"][1]["spans"]) == 1
     assert len(groups["tracking"]["completions"][1]["boxes"]) == len(groups["tracking"]["boxes"]) == 8
     clip = data["clips"][groups["grounding"]["clip"]]
-    assert clip["of"] == 20 and len(clip["times"]) == 16 and clip["src"].startswith("data:image/jpeg;base64,")
+    assert clip["of"] == 24 and len(clip["times"]) == 16 and clip["src"].startswith("data:image/jpeg;base64,")
     assert groups["qa"]["clip"] == groups["grounding"]["clip"] == groups["gqa"]["clip"]  # one clip, embedded once
     assert data["clips"][groups["tracking"]["clip"]]["of"] == 8
 
