@@ -49,7 +49,7 @@ STRIPES = 40  # by how much they are darker, of 255
 LATENESS = 2  # seconds by which the ends of a warm-start label come late, at most
 LAG = 2  # frames, of the eight, by which its boxes are behind, at most
 TELLS_ALL = 0.25  # share of its captions that tell both events
-VERSION = 19  # of everything above and below: a folder written by another version is written anew
+VERSION = 20  # of everything above and below: a folder written by another version is written anew
 
 # --- clips ------------------------------------------------------------------------------------------------------------
 
@@ -215,9 +215,10 @@ def ask_where(rng: np.random.Generator, squares: dict[str, Square]) -> dict:
 
 
 def ask_how_good(rng: np.random.Generator, bad_half: int) -> dict:
-    asked, halves = int(rng.integers(2)), ["striped" if half == bad_half else "clean" for half in range(2)]
+    asked, looks = int(rng.integers(2)), ["striped" if half == bad_half else "clean" for half in range(2)]
+    seen = "".join(f"{t} {looks[t >= DURATION // 2]}" for t in range(DURATION))
     return {"options": ["low quality", "high quality"], "answer": (answer := "low quality" if asked == bad_half else "high quality"),
-            "target": f"<think>first half {halves[0]}, second half {halves[1]}</think><answer>{answer}</answer>",
+            "target": f"<think>{ORDER[asked]}: {seen}; {looks[asked]}</think><answer>{answer}</answer>",
             "question": f"How about the quality of the {ORDER[asked]} half of the video? Choose one answer from "
                         "['low quality', 'high quality']."}
 
