@@ -51,7 +51,7 @@ def test_a_healthy_run_is_nothing_to_worry_about():
     ({"kl": lambda step: 0.02 if step < 30 else 0.6}, "The KL runs away: 0.60"),
     ({"kl": 1.5}, "The KL runs away"),
     ({"logp_gap_mean": 0.1}, "no rounding: 1.0e-01"),
-    ({"grad_norm": lambda step: None if step == 3 else 0.3}, "1 of 40 steps had no finite gradient"),
+    ({"grad_norm": lambda step: None if step == 3 else 0.3}, "1 of 40 steps had no finite loss or gradient, the first of them step 3"),
 ])
 def test_what_is_wrong_in_the_log_is_said(changes, words):
     """Each of them looks like training for hours."""
