@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, copy_start
 
-from tools import drills, report
+from tools import drills
 
 SHORT = [name for name, drill in drills.DRILLS.items() if drill.flags is drills.go_on]  # the others need a model that finds events
 
@@ -95,8 +95,12 @@ def test_the_page_has_a_row_for_each_and_the_words_of_the_report():
     assert all(drill.worry in text for drill in drills.DRILLS.values())
 
 
-def test_samples_for_the_rate_are_over_early(begin):
-    drills.ask_for_early_events(begin)
-    samples = [json.loads(line) for line in open(begin.clips / "early.train.jsonl")]
-    assert samples and all(sample["spans"][0][1] <= drills.EARLY for sample in samples)
-    assert report.rewards.score(samples[0], "<think></think><answer>1 to 2</answer>").parts["format"] == 1
+def test_the_drill_of_the_rate_asks_only_for_what_it_shows(begin, tmp_path):
+    """Of events behind the last frame that is shown nothing can be said, on whatever scale."""
+    samples = [{"id": str(end), "task": task, "video": "a.mp4", "spans": [[1, end]]} for end in (3, 6, 7) for task in ("grounding", "gqa")]
+    for name in ("train", "eval"):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
+    drills.ask_for_early_events(begin._replace(clips=tmp_path))
+    for name in ("train", "eval"):
+        asked = [json.loads(line) for line in (tmp_path / f"early.{name}.jsonl").read_text().splitlines()]
+        assert [(sample["id"], sample["task"]) for sample in asked] == [("3", "grounding"), ("6", "grounding")]
