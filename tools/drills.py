@@ -118,10 +118,10 @@ def nan(flags: list[str], begin: Begin) -> Iterator[list[str]]:
 def bad_video(flags: list[str], begin: Begin) -> Iterator[list[str]]:
     """Every fourth file is only half there, as after a download that broke off."""
     broken = begin.clips.with_name(f"{begin.clips.name}-broken")
-    if not broken.exists():
-        shutil.copytree(begin.clips, broken)
-        for path in sorted((broken / "videos").iterdir())[::4]:
-            path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
+    shutil.rmtree(broken, ignore_errors=True)
+    shutil.copytree(begin.clips, broken)
+    for path in sorted((broken / "videos").iterdir())[::4]:
+        path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
     yield [*flags, *data_flags(broken / "train.jsonl", broken / "eval.jsonl")]
 
 
