@@ -1,7 +1,7 @@
 """Failures on purpose: a short run of the synthetic task with one thing broken, to know it again when it is no drill.
 
     python -m tools.drills                    the list
-    python -m tools.drills wrong_fps          runs/drill-wrong_fps, in a minute or two
+    python -m tools.drills wrong_fps          runs/drill-wrong_fps, in about a minute
     python -m tools.drills wrong_fps --healthy --out runs/drill-healthy      the same run with nothing broken
 
 Nothing in train.py knows of it: a drill replaces a function from outside, or prepares other data or flags, and calls
@@ -247,13 +247,13 @@ def carry_out(name: str, begin: Begin, out: Path, healthy: bool = False) -> tupl
 MOST_LINES = 4  # of the screen
 
 
-def tell(name: str, shown: list[str], worries: list[str], out: Path) -> None:
+def tell(name: str, shown: list[str], worries: list[str], out: Path, healthy: bool = False) -> None:
     drill = DRILLS[name]
     lines = shown if len(shown) <= MOST_LINES else [*shown[:MOST_LINES - 2], "...", *shown[-2:]]
-    print(f"\n--- drill {name}\nbroken: {drill.broken}\non the screen:")
+    print(f"\n--- drill {name}\nbroken: {'nothing' if healthy else drill.broken}\non the screen:")
     print("".join(f"    {line}\n" for line in lines) + "in the report:")
     print("".join(f"    {'->' if drill.worry in text else '  '} {text}\n" for text in worries or ["nothing to worry about"]), end="")
-    print(f"found and cured: {drill.found}\nthe page: {out / 'report.html'}")
+    print((f"found and cured: {drill.found}\n" * (not healthy)) + f"the page: {out / 'report.html'}")
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -274,7 +274,7 @@ def main(arguments: list[str] | None = None) -> None:
     if (out / "config.json").exists():
         raise ValueError(f"{out} holds a run already: name another --out, or delete it")
     shown, worries = carry_out(args.name, begin_from(Path("runs") / "drill-start"), out, args.healthy)
-    tell(args.name, shown, worries, out)
+    tell(args.name, shown, worries, out, args.healthy)
 
 
 if __name__ == "__main__":
