@@ -284,6 +284,9 @@ def cut_worries(config: dict, recent: list[dict], late: list[dict]) -> list[str]
     cut = [record["completion"] for record in late if record["reason"] == "truncated"]
     talking = sum("</glue>" in text or ("</answer>" in text and "<glue>" not in text) for text in cut)
     if talking and talking >= 0.5 * len(cut):
+        if share <= 0.5:  # most know how to end
+            return [f"{share:.0%} of the latest completions were {limit}, and {talking} of {len(cut)} of these had given their answer and "
+                    "went on: raising the limit does not help; look at what stands behind the answer."]
         return [f"The end token is not said: {share:.0%} of the latest completions were {limit}, and {talking} of {len(cut)} of these had "
                 "given their answer and went on, so raising the limit does not help. The end token has probably been left out of "
                 "what is learned, as by a mask of `tokens != pad` where pad and end are one token; the mask has to go by position, "

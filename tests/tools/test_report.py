@@ -109,11 +109,14 @@ def test_why_groups_are_dead_is_told_apart():
 
 def test_an_answer_that_is_cut_and_one_that_does_not_end_are_told_apart():
     """A higher limit cures the first, and makes the second dearer."""
-    lines = log(truncated=16)
+    lines = log(truncated=20)
     for text, words in (("<think>0 grey1 gr", "raise it"), ("<answer>1 to 2</answer></answer></answer>", "The end token is not said"),
                         ("<answer>A</answer><glue>[(1, 2", "raise it"), ("<answer>A</answer><glue>[(1, 2)]</glue> A", "The end token")):
         (found,) = report.worries(CONFIG, lines, [], {}, [], late=[record(1, "q", text, 0.0, "truncated")] * 4)
-        assert words in found and "50% of the latest completions were truncated at" in found
+        assert words in found and "62% of the latest completions were truncated at" in found
+    late = [record(1, "q", "<answer>1 to 2</answer> and", 0.0, "truncated")] * 4
+    (found,) = report.worries(CONFIG, log(truncated=4), [], {}, [], late=late)  # most completions end: it is no lost token
+    assert "does not help; look at what stands behind the answer" in found and "end token" not in found
 
 
 @pytest.mark.parametrize("norms, words", [
