@@ -120,7 +120,8 @@ def run_data(folder: Path) -> dict:
     selected = (state.get("selected") or {}).get("report") or read_json(folder / "selected.report.json")
     return {"name": folder.resolve().name, "config": config, "missing": missing, "results": results,
             "seconds": state.get("seconds", {}), "steps": len(grpo), "reasons": reasons, "selected": selected,
-            "worries": worries(config, grpo, evaluations, said, results, sft=sft, late=late, held_out=held_out_answers(folder, held_out)),
+            "worries": worries(config, grpo, evaluations, said, results, sft=sft, late=late,
+                               held_out=held_out_answers(folder, held_out)),
             "sft": columns_of(sft),
             "grpo": columns_of(with_shares(grpo)), "evaluations": evaluation_columns(evaluations),
             "files": (config, train, held_out)}
