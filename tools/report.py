@@ -16,6 +16,7 @@ import io
 import itertools
 import json
 import math
+import statistics
 import sys
 import time
 from collections import Counter
@@ -113,12 +114,15 @@ def run_data(folder: Path) -> dict:
     evaluations = [(line["step"], line["evaluation"]) for line in grpo if line.get("evaluation")]
     if state.get("after") and grpo:
         evaluations.append((grpo[-1]["step"], state["after"]))
-    said = late_answers(folder, {sample["id"]: sample for sample in train}, grpo[-1]["step"] if grpo else 0)
+    sft = [line for line in metrics if line["phase"] == "sft"]
+    late = late_records(folder, grpo[-1]["step"] if grpo else 0)
+    said = late_answers(late, {sample["id"]: sample for sample in train})
     selected = (state.get("selected") or {}).get("report") or read_json(folder / "selected.report.json")
     return {"name": folder.resolve().name, "config": config, "missing": missing, "results": results,
             "seconds": state.get("seconds", {}), "steps": len(grpo), "reasons": reasons, "selected": selected,
-            "worries": worries(config, grpo, evaluations, said, results),
-            "sft": columns_of([line for line in metrics if line["phase"] == "sft"]),
+            "worries": worries(config, grpo, evaluations, said, results, sft=sft, late=late,
+                               held_out=held_out_answers(folder, held_out)),
+            "sft": columns_of(sft),
             "grpo": columns_of(with_shares(grpo)), "evaluations": evaluation_columns(evaluations),
             "files": (config, train, held_out)}
 
@@ -186,18 +190,21 @@ COLLAPSED = 0.9  # share of equal answers to different questions
 
 
 def worries(config: dict, grpo: list[dict], evaluations: list[tuple[int, dict]], said: dict[str, list[tuple[str, str]]],
-            results: list[dict]) -> list[str]:
-    """What is wrong with a run, in sentences; none where nothing is.
+            results: list[dict], *, sft: list[dict] = (), late: list[dict] = (),
+            held_out: dict[str, list[tuple[dict, dict]]] | None = None) -> list[str]:
+    """What is wrong with a run, in sentences; none where nothing is. `python -m tools.drills` makes runs for some of them.
 
-    grpo: lines of metrics.jsonl. evaluations: (step, metrics) on the way and at the end. said: late completions by task,
-    as (id of the question, answer). results: rows of `results_of`.
+    grpo, sft: lines of metrics.jsonl. evaluations: (step, metrics) on the way and at the end. said: late completions by task,
+    as (id of the question, answer). results: rows of `results_of`. late: lines of completions.jsonl, of the last steps.
+    held_out: of each stage that is done, the samples with their lines of predictions.
     """
     found = collapse_worries(said) + result_worries(results)
     if grpo:
         recent = grpo[-RECENT:]
-        found = (group_worries(config, recent) + format_worries(grpo[:RECENT], recent) + number_worries(config, grpo, recent)
-                 + found + held_out_worries(grpo, evaluations))
-    return found
+        found = (group_worries(recent, late) + cut_worries(config, recent, late) + format_worries(grpo[:RECENT], recent)
+                 + number_worries(config, grpo, recent) + found + held_out_worries(grpo, evaluations))
+    return (nan_worries("of the warm start ", sft) + nan_worries("", grpo) + video_worries(config, (grpo or sft)[-RECENT:], held_out or {})
+            + time_worries(held_out or {}) + found)
 
 
 def mean_of(lines: list[dict], name: str) -> float:
@@ -205,26 +212,88 @@ def mean_of(lines: list[dict], name: str) -> float:
     return sum(values) / len(values) if values else 0.0
 
 
-def group_worries(config: dict, recent: list[dict]) -> list[str]:
-    """Nothing to compare, and answers that were cut."""
+def nan_worries(of_what: str, lines: list[dict]) -> list[str]:
+    """Steps without a finite loss or gradient, and whether the gradient had grown before."""
+    lost = [line["step"] for line in lines if any(name in line and line[name] is None for name in ("loss", "grad_norm"))]
+    if not lost:
+        return []
+    before = [line["grad_norm"] for line in lines if line["step"] < lost[0] and line.get("grad_norm") is not None]
+    if not before:
+        why = ("It is so from the first step on: the weights that the run starts from hold nan, or the loss gives it for any "
+               "completion")
+    elif before[-1] > 10 * statistics.median(before):
+        why = f"The gradient had grown to {before[-1]:.3g}, from {statistics.median(before):.3g}: lower --lr"
+    else:
+        why = (f"The gradient had not grown before ({before[-1]:.3g}), so it is hardly --lr: look for a logarithm of 0, a division "
+               "by 0 or an overflow in what was changed last, and at the questions that the screen names")
+    return [f"Not a number: {len(lost)} of {len(lines)} steps {of_what}had no finite loss or gradient, the first of them step "
+            f"{lost[0]}, and taught nothing. {why}."]
+
+
+def video_worries(config: dict, recent: list[dict], held_out: dict[str, list[tuple[dict, dict]]]) -> list[str]:
+    """Videos that cannot be read, in training and in the newest evaluation."""
     found = []
-    dead, groups = (sum(line[name] for line in recent) for name in ("dead_groups", "groups"))
-    if groups and dead >= 0.9 * groups:
-        parts = [name for name in PARTS if any(name in line for line in recent)]
-        solved = parts and min(mean_of(recent, name) for name in parts) > 0.9
-        why = ("the training questions are solved: take harder ones, or stop" if solved else
-               "the questions are too hard, or the answers cannot be read: look at the reasons below; a warm start "
-               "(--sft_steps), --select_k or --resample helps")
-        found.append(f"All groups are dead, or nearly: {dead:.0f} of the last {groups:.0f} had completions of equal reward, and "
-                     f"teach nothing; {why}.")
-    cut = sum(line["truncated"] for line in recent) / max(sum(map(completions_of, recent)), 1)
-    if cut > 0.05:
-        found.append(f"{cut:.0%} of the latest completions were truncated at --max_new_tokens {config['max_new_tokens']}: what is "
-                     "cut has no answer and scores 0; raise it, or find out what makes the model talk.")
-    if unreadable := sum(line.get("unreadable", 0) for line in recent):
-        found.append(f"{unreadable:.0f} questions of the last {len(recent)} steps were left out because their videos could not be "
-                     "read; the log names them.")
+    if lost := sum(line.get("unreadable", 0) for line in recent):
+        asked = sum(line["groups"] + line.get("unreadable", 0) if "groups" in line else config["sft_questions"] for line in recent)
+        found.append(f"Unreadable videos: {lost:.0f} questions of the last {len(recent)} steps were left out because their videos could "
+                     f"not be read, {lost / max(asked, 1):.0%} of all. The screen names each; python data.py check finds the others, with "
+                     "the reason, and writes what is left to good.jsonl.")
+    answers = list(held_out.values())[-1] if held_out else []
+    if lost := sum("unreadable_video" in line["reasons"] for _, line in answers):
+        found.append(f"Unreadable videos: {lost} of {len(answers)} held-out questions count as 0 because their videos could not be "
+                     f"read, so no model reaches more than {1 - lost / len(answers):.2f} there.")
     return found
+
+
+def group_worries(recent: list[dict], late: list[dict]) -> list[str]:
+    """Nothing to compare, and why."""
+    dead, groups = (sum(line[name] for line in recent) for name in ("dead_groups", "groups"))
+    if not groups or dead < 0.9 * groups:
+        return []
+    return [f"All groups are dead, or nearly: {dead:.0f} of the last {groups:.0f} had completions of equal reward, and teach "
+            f"nothing; {why_dead(recent, late)}."]
+
+
+def why_dead(recent: list[dict], late: list[dict]) -> str:
+    answers: dict[tuple, set] = {}
+    for record in late:
+        answer = rewards.last_block(record["completion"], "answer")[0]
+        answers.setdefault((record["step"], record["id"]), set()).add(answer)
+    differ = sum(len(group - {None}) > 1 for group in answers.values())
+    if len({record["reward"] for record in late}) == 1 and differ >= 0.5 * len(answers):
+        return (f"all {len(late)} completions got the same {late[0]['reward']:.2f}, although in {differ} of {len(answers)} groups the "
+                "answers differ: the reward does not tell them apart. Score two of them by hand (python rewards.py) and look at "
+                "what was changed in it")
+    parts = [name for name in PARTS if any(name in line for line in recent)]
+    if parts and min(mean_of(recent, name) for name in parts) > 0.9:
+        return "the training questions are solved: take harder ones, or stop"
+    if cut_share(recent) > 0.5:
+        return "most completions were cut before their answer"
+    return ("the questions are too hard, or the answers cannot be read: look at the reasons below; a warm start (--sft_steps), "
+            "--select_k or --resample helps")
+
+
+def cut_share(recent: list[dict]) -> float:
+    return sum(line["truncated"] for line in recent) / max(sum(map(completions_of, recent)), 1)
+
+
+def cut_worries(config: dict, recent: list[dict], late: list[dict]) -> list[str]:
+    """Answers that were cut before they were given, or because they do not end."""
+    if (share := cut_share(recent)) <= 0.05:
+        return []
+    limit = f"truncated at --max_new_tokens {config['max_new_tokens']}"
+    cut = [record["completion"] for record in late if record["reason"] == "truncated"]
+    talking = sum("</glue>" in text or ("</answer>" in text and "<glue>" not in text) for text in cut)
+    if talking and talking >= 0.5 * len(cut):
+        if share <= 0.5:  # most know how to end
+            return [f"{share:.0%} of the latest completions were {limit}, and {talking} of {len(cut)} of these had given their answer and "
+                    "went on: raising the limit does not help; look at what stands behind the answer."]
+        return [f"The end token is not said: {share:.0%} of the latest completions were {limit}, and {talking} of {len(cut)} of these had "
+                "given their answer and went on, so raising the limit does not help. The end token has probably been left out of "
+                "what is learned, as by a mask of `tokens != pad` where pad and end are one token; the mask has to go by position, "
+                "up to and including the first end token, and a target has to end with one."]
+    return [f"{share:.0%} of the latest completions were {limit}: what is cut has no answer and scores 0; raise it, or find out what "
+            "makes the model talk."]
 
 
 def completions_of(line: dict) -> float:
@@ -258,7 +327,7 @@ def format_worries(first: list[dict], recent: list[dict]) -> list[str]:
 
 
 def number_worries(config: dict, grpo: list[dict], recent: list[dict]) -> list[str]:
-    """KL, gap and gradient."""
+    """KL and gap."""
     found = []
     kl, before = mean_of(grpo[-10:], "kl"), mean_of(grpo[len(grpo) // 3:2 * len(grpo) // 3], "kl")
     if kl > 1 or (len(grpo) >= 30 and kl > 0.1 and kl > 4 * before):
@@ -270,8 +339,6 @@ def number_worries(config: dict, grpo: list[dict], recent: list[dict]) -> list[s
     if gap > (1e-4 if in_float32 else 0.05):
         found.append(f"The gap of log-probabilities is no rounding: {gap:.1e} on average between sampled and scored. A position, mask "
                      "or temperature is not the same in both, and the gradient is that of another policy.")
-    if lost := sum(line.get("grad_norm") is None for line in grpo):
-        found.append(f"{lost} of {len(grpo)} steps had no finite gradient and were skipped; lower --lr.")
     return found
 
 
@@ -309,11 +376,56 @@ def result_worries(results: list[dict]) -> list[str]:
     return found
 
 
-def late_answers(folder: Path, samples: dict[str, dict], last: int) -> dict[str, list[tuple[str, str]]]:
-    """{task: [(id, what stands in the tags)]} of the completions of the steps before `last`, and of `last`."""
+ENOUGH_TIMES = 10  # answers with a time, for a line through them
+SCALES = (0.8, 1.25)  # of time, that are nothing to worry about
+
+
+def time_worries(held_out: dict[str, list[tuple[dict, dict]]]) -> list[str]:
+    """Times that follow the true ones on another scale; GRPO learns to undo it, so the earliest stage that shows it is named."""
+    for stage, answers in held_out.items():
+        pairs = [(sum(sample["spans"][0]) / 2, sum(span) / 2) for sample, line in answers if sample["task"] == "grounding"
+                 if (span := rewards.parse_interval(rewards.last_block(line["completions"][0], "answer")[0] or "")[0])]
+        scale = time_scale(pairs[:200])
+        if scale and not SCALES[0] <= scale <= SCALES[1]:
+            return [f"Times are on a wrong scale: the {len(pairs)} held-out intervals said in the stage {stage!r} follow the true ones, "
+                    f"times {scale:.2f}. Frames are probably sampled at another rate than their positions say, or times are "
+                    "in another unit (frames, shares of the video); compare `seconds` and `sample_fps` of data.read_video with the "
+                    "file's own clock."]
+    return []
+
+
+def time_scale(pairs: list[tuple[float, float]]) -> float | None:
+    """Slope of the line through (true, said) middles of intervals: the median over all pairs of points (Theil and Sen), for some
+    answers are just wrong. None where the middles are no line, or where their mean has not moved as the slope says: answers that
+    are drawn to the middle of the video have a small slope, too."""
+    if len(pairs) < ENOUGH_TIMES or len({true for true, _ in pairs}) < 2 or len({said for _, said in pairs}) < 2:
+        return None
+    slope = statistics.median((b[1] - a[1]) / (b[0] - a[0]) for a, b in itertools.combinations(pairs, 2) if a[0] != b[0])
+    true, said = zip(*pairs)
+    moved = statistics.mean(said) / max(statistics.mean(true), 1e-9)
+    if statistics.correlation(true, said) < 0.8 or abs(moved - 1) < 0.5 * abs(slope - 1) or (moved > 1) != (slope > 1):
+        return None
+    return slope
+
+
+def held_out_answers(folder: Path, held_out: list[dict]) -> dict[str, list[tuple[dict, dict]]]:
+    """{title of a stage: [(sample, its line of predictions)]}, in the order of time."""
+    samples = {sample["id"]: sample for sample in held_out}
+    stages = {title: [(samples[line["id"]], line) for line in read_lines(folder / f"predictions.{name}.jsonl") if line["id"] in samples]
+              for name, title in STAGES.items()}
+    return {title: answers for title, answers in stages.items() if answers}
+
+
+def late_records(folder: Path, last: int) -> list[dict]:
+    """Lines of completions.jsonl of the steps before `last`, and of `last`."""
+    return [record for record in read_lines(folder / "completions.jsonl") if record["step"] > last - RECENT]
+
+
+def late_answers(late: list[dict], samples: dict[str, dict]) -> dict[str, list[tuple[str, str]]]:
+    """{task: [(id, what stands in the tags)]} of these completions."""
     said: dict[str, list[tuple[str, str]]] = {}
-    for record in read_lines(folder / "completions.jsonl"):
-        if record["step"] > last - RECENT and record["id"] in samples:
+    for record in late:
+        if record["id"] in samples:
             blocks = [rewards.last_block(record["completion"], tag)[0] or "" for tag in ("answer", "glue")]
             if any(blocks):
                 said.setdefault(samples[record["id"]]["task"], []).append((record["id"], " ".join(blocks).strip()))

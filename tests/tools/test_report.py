@@ -51,7 +51,7 @@ def test_a_healthy_run_is_nothing_to_worry_about():
     ({"kl": lambda step: 0.02 if step < 30 else 0.6}, "The KL runs away: 0.60"),
     ({"kl": 1.5}, "The KL runs away"),
     ({"logp_gap_mean": 0.1}, "no rounding: 1.0e-01"),
-    ({"grad_norm": lambda step: None if step == 3 else 0.3}, "1 of 40 steps had no finite gradient"),
+    ({"grad_norm": lambda step: None if step == 3 else 0.3}, "1 of 40 steps had no finite loss or gradient, the first of them step 3"),
 ])
 def test_what_is_wrong_in_the_log_is_said(changes, words):
     """Each of them looks like training for hours."""
@@ -90,6 +90,75 @@ def test_a_result_that_needs_no_video_is_said():
     (found,) = report.worries(CONFIG, [], [], {}, [row("after_sft", 0.7), row("after", 0.5, [0.45, 0.55]), blind])
     assert "fell in GRPO, from 0.700 to 0.500" in found
     assert report.worries(CONFIG, [], [], {}, [row("after_sft", 0.7, [0.4, 0.9]), row("after", 0.5, [0.45, 0.55]), blind]) == []
+
+
+def record(step: int, name: str, completion: str, reward: float, reason: str = "ok") -> dict:
+    return {"step": step, "id": name, "completion": completion, "reward": reward, "reason": reason}
+
+
+def test_why_groups_are_dead_is_told_apart():
+    """Harder questions do not help where the reward is blind, and no reward helps where nothing was said."""
+    dead = log(dead_groups=4, temporal_iou=0.0, format=0.0)
+    blind = [record(1, f"q{k}", f"<answer>{n} to 9</answer>", 1.0) for k in range(4) for n in range(8)]
+    assert "does not tell them apart" in report.worries(CONFIG, dead, [], {}, [], late=blind)[0]
+    equal = [record(1, f"q{k}", "<answer>1 to 9</answer>", 0.0) for k in range(4) for _ in range(8)]
+    assert "too hard" in report.worries(CONFIG, dead, [], {}, [], late=equal)[0]
+    cut = log(dead_groups=4, temporal_iou=0.0, format=0.0, truncated=32)
+    assert "were cut before their answer" in report.worries(CONFIG, cut, [], {}, [])[0]
+
+
+def test_an_answer_that_is_cut_and_one_that_does_not_end_are_told_apart():
+    """A higher limit cures the first, and makes the second dearer."""
+    lines = log(truncated=20)
+    for text, words in (("<think>0 grey1 gr", "raise it"), ("<answer>1 to 2</answer></answer></answer>", "The end token is not said"),
+                        ("<answer>A</answer><glue>[(1, 2", "raise it"), ("<answer>A</answer><glue>[(1, 2)]</glue> A", "The end token")):
+        (found,) = report.worries(CONFIG, lines, [], {}, [], late=[record(1, "q", text, 0.0, "truncated")] * 4)
+        assert words in found and "62% of the latest completions were truncated at" in found
+    late = [record(1, "q", "<answer>1 to 2</answer> and", 0.0, "truncated")] * 4
+    (found,) = report.worries(CONFIG, log(truncated=4), [], {}, [], late=late)  # most completions end: it is no lost token
+    assert "does not help; look at what stands behind the answer" in found and "end token" not in found
+
+
+@pytest.mark.parametrize("norms, words", [
+    ([0.3, 0.4, 0.3, None], "it is hardly --lr"),
+    ([0.3, 0.4, 9.0, None], "had grown to 9, from 0.4: lower --lr"),
+    ([None], "from the first step on"),
+])
+def test_what_came_before_the_first_nan_is_told(norms, words):
+    """A run that explodes and a division by 0 end alike, and are cured otherwise."""
+    lines = [HEALTHY | {"step": step, "grad_norm": norm} for step, norm in enumerate(norms, 1)]
+    (found,) = report.worries(CONFIG, lines, [], {}, [])
+    assert words in found and f"the first of them step {len(norms)}" in found
+    sft = [{"phase": "sft", "step": 1, "loss": None, "grad_norm": 0.3}]
+    assert "1 of 1 steps of the warm start" in report.worries(CONFIG, [], [], {}, [], sft=sft)[0]
+
+
+def test_held_out_videos_that_cannot_be_read_are_a_ceiling():
+    answers = [({"task": "qa"}, {"reasons": ["unreadable_video" if k < 3 else "ok"]}) for k in range(12)]
+    (found,) = report.worries(CONFIG, log(), [], {}, [], held_out={"before": answers})
+    assert "3 of 12 held-out questions" in found and "no model reaches more than 0.75" in found
+
+
+def spans_said(say) -> dict:
+    """Held-out answers; `say`: true span -> what is said."""
+    samples = [{"task": "grounding", "spans": [[start, start + 2 + start % 3]]} for start in range(0, 40, 2)]
+    return {"before": [(sample, {"reasons": ["ok"], "completions": ["<answer>{:.2f} to {:.2f}</answer>".format(*say(*sample["spans"][0]))]})
+                       for sample in samples]}
+
+
+@pytest.mark.parametrize("say, scale", [
+    (lambda s, e: (s * 1.5, e * 1.5), "times 1.50"),
+    (lambda s, e: (s * 0.5 + 1, e * 0.5 + 1), "times 0.50"),
+    (lambda s, e: (s * 2 if s % 8 else 80 - s, e * 2 if s % 8 else 82 - s), None),  # too many that are just wrong
+    (lambda s, e: (s + 1, e + 2), None),  # late, on the right scale
+    (lambda s, e: (10 + s * 0.5, 10 + e * 0.5), None),  # drawn to the middle, as by a model that hardly sees
+    (lambda s, e: (7.0, 9.0), None),  # a constant answer
+])
+def test_times_on_a_wrong_scale_are_said_and_other_errors_are_not_taken_for_it(say, scale):
+    """Frames at another rate than their positions cost nothing but IoU, and GRPO learns to undo them."""
+    found = report.worries(CONFIG, log(), [], {}, [], held_out=spans_said(say))
+    assert [text.startswith("Times are on a wrong scale") for text in found] == [True] * bool(scale)
+    assert not scale or scale in found[0]
 
 
 # --- the page ----------------------------------------------------------------------------------------------------------
