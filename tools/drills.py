@@ -79,11 +79,11 @@ def start_anew(begin: Begin) -> list[str]:
     return ["--sft_steps", str(begin.sft_steps), *data_flags(begin.clips / "train.jsonl", begin.clips / "eval.jsonl")]
 
 
-EARLY = 6  # seconds
+EARLY = 8  # seconds
 
 
 def ask_for_early_events(begin: Begin) -> list[str]:
-    """Only about what is over after 6 of the 10 seconds: the drill does not show more of a clip."""
+    """Only about what is over after 8 of the 12 seconds: the drill does not show more of a clip."""
     files = []
     for name in ("train", "eval"):
         samples = map(json.loads, open(begin.clips / f"{name}.jsonl", encoding="utf-8"))
