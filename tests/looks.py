@@ -1,0 +1,245 @@
+"""A second look in miniature: clips of 40 seconds in which 20 evenly spaced frames often miss what is asked for.
+
+    python tests/looks.py             three seeds, a few minutes each on one core; goes on where it was interrupted
+    python tests/looks.py --report    only the table, from the runs that are there (also in tests/results/looks.json)
+
+Once in a clip the lights go out for 8 seconds, and while it is dark the screen flashes in one of four colours for one second.
+Which one? A frame every two seconds shows the darkness always and the flash every other time. So a first look can say when it
+is dark, and a second one, with as many frames, more of them there, can see what the first one missed.
+
+The tiny model is warmed up by imitation and then trained by GRPO, by one command of train.py and without anything made for
+it: gqa questions about evenly spaced frames (the first look, whose windows the reward pays), and qa questions about the same
+frames and about denser ones (`dense_windows` in the samples: around the darkness, or anywhere). The windows that the warm
+start imitates are late, as in lib/toy.py; the reward knows the true ones.
+
+Each model answers the same held-out questions in the same number of frames: in one look; in two; and in one look at frames
+chosen without a look, by another clip's window, and by the true one. `allowed` is what the frames allow: 1 where the flash is
+in one of them, else the chance of a guess.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import train  # noqa: E402
+from data import denser_frames  # noqa: E402
+from eval import blind_baselines  # noqa: E402
+from lib import toy  # noqa: E402
+from lib.files import write_whole  # noqa: E402
+from lib.samples import read_jsonl  # noqa: E402
+from rewards import spans_iou  # noqa: E402
+from tools import evaluate  # noqa: E402
+
+DURATION, FPS, SHOWN = 40, 2, 20  # seconds, frames a second of the file, frames that the model sees
+DARK, FLASH, BIN = 8, 1, 4  # seconds; the darkness begins at a multiple of BIN
+TRAIN, HELD_OUT = 200, 150  # clips
+MODELS = {"warm_start": "warm start", "final": "after GRPO"}
+DENSITIES = (1.5, 4.0)  # VideoChat-R1.5's, and one that shows every frame of a window twice a second
+TRAINING = (f"--fps {SHOWN / DURATION} --max_new_tokens 72 --min_pixels 3136 --warmup_steps 10 --no-gradient_checkpointing "
+            "--pack_tokens 16384 --num_workers 0 --save_dtype float32 --sft_steps 250 --sft_questions 16 --sft_lr 2e-3 "
+            "--steps 30 --questions 8 --group_size 8 --lr 4e-4 --beta 0.01")
+
+# --- clips and questions ----------------------------------------------------------------------------------------------
+
+
+def draw_event(rng: np.random.Generator) -> tuple[str, int, float]:
+    """-> colour, begin of the darkness, begin of the flash; half a second of darkness at least on either side of it."""
+    dark = BIN * int(rng.integers(0, (DURATION - DARK) // BIN + 1))
+    flash = dark + 0.5 + int(rng.integers(0, (DARK - FLASH - 1) * FPS + 1)) / FPS
+    return str(rng.choice(list(toy.COLOURS))), dark, flash
+
+
+def render(rng: np.random.Generator, event: tuple[str, int, float]) -> np.ndarray:
+    """-> frames (T, SIZE, SIZE, 3) uint8."""
+    colour, dark, flash = event
+    ground = rng.uniform(110, 140) + 6 * rng.standard_normal((toy.SIZE, toy.SIZE, 1), dtype=np.float32)
+    frames = np.broadcast_to(ground, (DURATION * FPS, toy.SIZE, toy.SIZE, 3)).astype(np.float32)
+    frames[dark * FPS:(dark + DARK) * FPS] -= 90
+    begin, end = round(flash * FPS), round((flash + FLASH) * FPS)
+    frames[begin:end] = 0.3 * frames[begin:end] + 0.7 * np.array(toy.COLOURS[colour])
+    return frames.clip(0, 255).astype(np.uint8)
+
+
+def first_target(window: tuple[int, int], letter: str) -> str:
+    """The first look's completion. Four tokens for four seconds: as many positions as four seconds of video span, so that to
+    look at what one writes about is one fixed distance (see `toy.thought`)."""
+    start, end = window
+    seen = "".join(f"{t:02d} {'dark' if start <= t < end else 'grey'}," for t in range(0, DURATION, BIN))
+    return f"<think>{seen}</think><answer>{letter}</answer><glue>[({start:02d}, {end:02d})]</glue>"
+
+
+def make_samples(rng: np.random.Generator, name: str, event: tuple[str, int, float]) -> list[dict]:
+    """The question about one clip: with its window (gqa), and without (qa) at evenly spaced frames, around the darkness, and
+    around some other part of the clip."""
+    colour, dark, flash = event
+    letter = "ABCD"[list(toy.COLOURS).index(colour)]
+    common = {"question": "which colour flashes in the dark?", "options": list(toy.COLOURS), "answer": letter,
+              "video": f"videos/{name}.mp4", "duration": float(DURATION), "spans": [[dark, dark + DARK]], "flash": flash}
+    late = dark + BIN * int(rng.integers(0, 2))
+    window = late, min(late + DARK, DURATION)
+    start = float(rng.integers(0, DURATION - DARK + 1))
+    near = float(np.clip(dark + rng.integers(-3, 4), 0, DURATION - DARK))
+    qa = {"task": "qa", **common, "target": f"<think></think><answer>{letter}</answer>"}
+    return [{"id": f"{name}-first", "task": "gqa", **common, "target": first_target(window, letter)},
+            {"id": f"{name}-one", **qa},
+            *({"id": f"{name}-{kind}", **qa, "dense_windows": [[begin, begin + DARK]], "density": float(rng.choice(DENSITIES))}
+              for kind, begin in (("near", near), ("anywhere", start)))]
+
+
+def write_data(folder: Path, seed: int) -> None:
+    """Clips, train.jsonl, eval.jsonl (the qa questions of the held-out clips), and a tiny random model."""
+    if (folder / "initial" / "preprocessor_config.json").exists():
+        return
+    samples: dict[str, list[dict]] = {"train": [], "eval": []}
+    if not (folder / "videos").exists():
+        with write_whole(folder / "videos") as videos:
+            videos.mkdir()
+            for name, rng, event in clips(seed):
+                toy.write_mp4(videos / f"{name}.mp4", render(rng, event), FPS)
+    for name, rng, event in clips(seed):
+        samples[name.split("-")[0]] += make_samples(rng, name, event)
+    samples["eval"] = [sample for sample in samples["eval"] if sample["id"].endswith("-one")]
+    for split, lines in samples.items():
+        write(folder / f"{split}.jsonl", lines)
+    toy.write_model(folder / "initial", toy.texts_of(samples["train"], ["gqa", "qa"], "think"), seed)
+    config = json.loads((folder / "initial" / "config.json").read_text())
+    config["vision_config"]["tokens_per_second"] = 1  # a long clip: one position a second
+    (folder / "initial" / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def clips(seed: int):
+    for split, (kind, number) in enumerate((("train", TRAIN), ("eval", HELD_OUT))):
+        for i in range(number):
+            rng = np.random.default_rng([seed, split, i])
+            yield f"{kind}-{i:04d}", rng, draw_event(rng)
+
+
+def write(file: Path, samples: list[dict]) -> None:
+    file.write_text("".join(json.dumps(sample) + "\n" for sample in samples), encoding="utf-8")
+
+
+# --- training and asking ----------------------------------------------------------------------------------------------
+
+
+def run_seed(folder: Path, seed: int) -> None:
+    """Train one model and ask it, and its warm start, in every way; what is there is left alone."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_data(folder, seed)
+    if not (folder / "run" / "summary.json").exists():
+        again = ["--resume"] if (folder / "run" / "config.json").exists() else []
+        train.main(["--model", str(folder / "initial"), "--train_data", str(folder / "train.jsonl"), "--out",
+                    str(folder / "run"), "--seed", str(seed), *TRAINING.split(), *again])
+    for model in MODELS:
+        ask(folder, model, "one look", "eval.jsonl")
+        for density in DENSITIES:
+            ask(folder, model, f"two looks, {density}", "eval.jsonl", "--looks", "2", "--density", str(density))
+            for kind, windows in chosen_windows(folder, model, density).items():
+                file = folder / f"{kind}-{model}-{density}.jsonl".replace(" ", "-").replace("'", "")
+                write(file, [{**sample, "dense_windows": [window], "density": density}
+                             for sample, window in zip(read_jsonl(folder / "eval.jsonl"), windows)])
+                ask(folder, model, f"{kind}, {density}", file.name)
+
+
+def chosen_windows(folder: Path, model: str, density: float) -> dict[str, list]:
+    """Windows that no look has chosen: another clip's, as the model saw it, and the true one."""
+    seen = [line["first"]["windows"] for line in predictions(folder, model, f"two looks, {density}")]
+    known = [windows[0] for windows in seen if windows] or [[0, DURATION]]
+    others = [(windows or known)[0] for windows in seen[1:] + seen[:1]]
+    return {"another clip's window": others, "the true window": [s["spans"][0] for s in read_jsonl(folder / "eval.jsonl")]}
+
+
+def folder_of(folder: Path, model: str, way: str) -> Path:
+    return folder / f"{model}-{way}".replace(",", "").replace(" ", "-").replace("'", "")
+
+
+def predictions(folder: Path, model: str, way: str) -> list[dict]:
+    return list(map(json.loads, open(folder_of(folder, model, way) / "predictions.jsonl")))
+
+
+def ask(folder: Path, model: str, way: str, data: str, *flags: str) -> None:
+    out = folder_of(folder, model, way)
+    if not (out / "metrics.json").exists():
+        evaluate.run(["--model", str(folder / "run" / model), "--data", str(folder / data), "--out", str(out), "--batch", "32",
+                      "--num_workers", "0", *flags])
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+WAYS = ("one look", *(f"{way}, {density}" for density in DENSITIES
+                      for way in ("two looks", "another clip's window", "the true window")))
+
+
+def measure(folder: Path) -> dict:
+    """{model: {way: {accuracy, allowed}}}, the overlap of the first look's windows with the darkness, and a blind answer."""
+    samples, found = read_jsonl(folder / "eval.jsonl"), {}
+    for model in MODELS:
+        found[model] = {}
+        for way in WAYS:
+            metrics = json.loads((folder_of(folder, model, way) / "metrics.json").read_text())
+            asked = read_jsonl(Path(next(iter(metrics["data"]))))
+            if "looks/fell_back" in metrics:
+                windows = [line["first"]["windows"] for line in predictions(folder, model, way)]
+                asked = [{**sample, "dense_windows": seen} for sample, seen in zip(samples, windows)]
+                overlap = [spans_iou(seen or [], sample["spans"]) for sample, seen in zip(samples, windows)]
+                found[model]["first look, mIoU of its window"] = statistics.fmean(overlap)
+                found[model]["first look, accuracy"] = metrics["first_look"]["qa/accuracy"]
+                found[model]["first look, without a window"] = metrics["looks/fell_back"]
+            density = float(way.rpartition(", ")[2]) if "," in way else 1.0
+            found[model][way] = {"accuracy": metrics["qa/accuracy"], "allowed": allowed(asked, density)}
+    seconds = json.loads((folder / "run" / "summary.json").read_text())["seconds"]["total"]
+    return found | {"blind": blind_baselines(samples)["most_frequent_letter"]["qa/accuracy"], "seconds": seconds}
+
+
+def allowed(samples: list[dict], density: float) -> float:
+    """Mean over the clips of 1 where one of the frames that are shown shows the flash, else of a guess among four."""
+    begins = np.arange(DURATION * FPS) / FPS
+    shown = [begins[denser_frames(begins, sample.get("dense_windows") or [], SHOWN, density)] for sample in samples]
+    seen = [((s["flash"] <= times) & (times < s["flash"] + FLASH)).any() for s, times in zip(samples, shown)]
+    return statistics.fmean(1.0 if hit else 1 / len(toy.COLOURS) for hit in seen)
+
+
+def table(results: dict) -> list[str]:
+    """Rows of Markdown: mean and standard deviation (ddof 1) over the seeds, of the accuracy and of what the frames allow."""
+    rows = ["| | " + " | ".join(f"{title}: accuracy | allowed" for title in MODELS.values()) + " |", "|---" * 5 + "|"]
+    for way in WAYS:
+        cells = [cell([seed[model][way][name] for seed in results["seeds"].values()])
+                 for model in MODELS for name in ("accuracy", "allowed")]
+        rows.append(f"| {way} | " + " | ".join(cells) + " |")
+    rows.append("| first look: mIoU of its window | " + " | ".join(
+        cell([seed[model]["first look, mIoU of its window"] for seed in results["seeds"].values()]) + " | " for model in MODELS)
+        + " |")
+    blind = cell([seed["blind"] for seed in results["seeds"].values()])
+    return [*rows, f"| most frequent letter | {blind} | | {blind} | |"]
+
+
+def cell(values: list[float]) -> str:
+    return f"{statistics.fmean(values):.3f}" + (f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else "")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="One look against two, on synthetic clips.")
+    parser.add_argument("--out", type=Path, default=Path("runs/looks"), help="folder of all runs (%(default)s)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--report", action="store_true", help="run nothing, only collect what is there")
+    args = parser.parse_args()
+    out = args.out.resolve()
+    for seed in args.seeds if not args.report else []:
+        run_seed(out / f"seed{seed}", seed)
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    results = {"command": "python tests/looks.py", "commit": commit, "date": time.strftime("%Y-%m-%d"),
+               "training": f"train.py {TRAINING}", "seeds": {seed: measure(out / f"seed{seed}") for seed in args.seeds}}
+    (ROOT / "tests" / "results" / "looks.json").write_text(json.dumps(results, indent=1) + "\n")
+    print("\n".join(table(results)))
+
+
+if __name__ == "__main__":
+    main()
