@@ -336,9 +336,10 @@ def read_video(path: str | Path, *, target_fps: float = 2.0, max_frames: int = 7
     Every frame is the one that the file shows at its time, or the video is a VideoError (lib/readers.py). start, end:
     seconds; of a file with a constant rate only frames ceil(start * rate) .. min(floor(end * rate), last) are used, else
     those that begin from `start` to `end`; time counts from `start`, or from the first frame that is shown. frames: exactly
-    these 0-based frames of the file, or, as a number, that many evenly spaced ones, repeated if there are fewer. dense_windows:
-    [start, end] in seconds, on the same clock, where the frames are chosen `density` times as densely as elsewhere
-    (`denser_frames`); their number stays, and the clip has no constant rate. fps: of a folder of frames. reader: as for `open_video`; by default the quick way where it works, else the thorough one.
+    these 0-based frames of the file, or, as a number, that many evenly spaced ones, repeated if there are fewer.
+    dense_windows: [start, end] in seconds, on the same clock, whose frames are chosen `density` times as densely as others
+    (`denser_frames`); their number stays, and the clip has no constant rate. fps: of a folder of frames. reader: as for
+    `open_video`; by default the quick way where it works, else the thorough one.
     All frames get the first one's size, and its budget is `frame_budget`'s. VideoError(path, reason) for whatever cannot be
     read.
     """
@@ -362,8 +363,8 @@ def _read(source: Source, asked: tuple, total_pixels: int, min_pixels: int) -> C
         resized[index] = _resize(torch.from_numpy(frame), size)
     start = asked[2] or 0
     seconds = torch.from_numpy(source.begins[indices] - start)
-    is_even = asked[4] is not None or not asked[5]  # listed frames, or no windows
-    return Clip(torch.stack([resized[index] for index in indices]), seconds, sample_fps, source.is_constant and is_even)
+    is_constant = source.is_constant and (asked[4] is not None or not asked[5])  # listed frames, or no dense windows
+    return Clip(torch.stack([resized[index] for index in indices]), seconds, sample_fps, is_constant)
 
 
 def choose_frames(source: Source, target_fps: float, max_frames: int, start: float | None, end: float | None,

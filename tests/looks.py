@@ -3,9 +3,9 @@
     python tests/looks.py             three seeds, a few minutes each on one core; goes on where it was interrupted
     python tests/looks.py --report    only the table, from the runs that are there (also in tests/results/looks.json)
 
-Once in a clip the lights go out for 8 seconds, and while it is dark the screen flashes in one of four colours for one second.
-Which one? A frame every two seconds shows the darkness always and the flash every other time. So a first look can say when it
-is dark, and a second one, with as many frames, more of them there, can see what the first one missed.
+Once in a clip the lights go out for 8 seconds, and while it is dark the screen flashes in one of four colours for one
+second. Which one? A frame every two seconds shows the darkness always and the flash every other time. So a first look can say
+when it is dark, and a second one, with as many frames but more of them there, can see what the first one missed.
 
 The tiny model is warmed up by imitation and then trained by GRPO, by one command of train.py and without anything made for
 it: gqa questions about evenly spaced frames (the first look, whose windows the reward pays), and qa questions about the same
@@ -13,8 +13,8 @@ frames and about denser ones (`dense_windows` in the samples: around the darknes
 start imitates are late, as in lib/toy.py; the reward knows the true ones.
 
 Each model answers the same held-out questions in the same number of frames: in one look; in two; and in one look at frames
-chosen without a look, by another clip's window, and by the true one. `allowed` is what the frames allow: 1 where the flash is
-in one of them, else the chance of a guess.
+chosen without a look: by another clip's window, and by the true one. `allowed` is what the frames allow: 1 where the flash
+is in one of them, else the chance of a guess.
 """
 
 import argparse
@@ -41,12 +41,12 @@ from tools import evaluate  # noqa: E402
 
 DURATION, FPS, SHOWN = 40, 2, 20  # seconds, frames a second of the file, frames that the model sees
 DARK, FLASH, BIN = 8, 1, 4  # seconds; the darkness begins at a multiple of BIN
-TRAIN, HELD_OUT = 200, 150  # clips
+TRAIN, HELD_OUT = 160, 100  # clips
 MODELS = {"warm_start": "warm start", "final": "after GRPO"}
 DENSITIES = (1.5, 4.0)  # VideoChat-R1.5's, and one that shows every frame of a window twice a second
 TRAINING = (f"--fps {SHOWN / DURATION} --max_new_tokens 72 --min_pixels 3136 --warmup_steps 10 --no-gradient_checkpointing "
-            "--pack_tokens 16384 --num_workers 0 --save_dtype float32 --sft_steps 250 --sft_questions 16 --sft_lr 2e-3 "
-            "--steps 30 --questions 8 --group_size 8 --lr 4e-4 --beta 0.01")
+            "--pack_tokens 16384 --num_workers 0 --save_dtype float32 --sft_steps 140 --sft_questions 16 --sft_lr 2e-3 "
+            "--steps 16 --questions 8 --group_size 8 --lr 4e-4 --beta 0.01")
 
 # --- clips and questions ----------------------------------------------------------------------------------------------
 
@@ -74,7 +74,7 @@ def first_target(window: tuple[int, int], letter: str) -> str:
     look at what one writes about is one fixed distance (see `toy.thought`)."""
     start, end = window
     seen = "".join(f"{t:02d} {'dark' if start <= t < end else 'grey'}," for t in range(0, DURATION, BIN))
-    return f"<think>{seen}</think><answer>{letter}</answer><glue>[({start:02d}, {end:02d})]</glue>"
+    return f"<think>{seen}</think><answer>{letter}</answer><glue>[({start}, {end})]</glue>"
 
 
 def make_samples(rng: np.random.Generator, name: str, event: tuple[str, int, float]) -> list[dict]:
@@ -142,11 +142,12 @@ def run_seed(folder: Path, seed: int) -> None:
         ask(folder, model, "one look", "eval.jsonl")
         for density in DENSITIES:
             ask(folder, model, f"two looks, {density}", "eval.jsonl", "--looks", "2", "--density", str(density))
-            for kind, windows in chosen_windows(folder, model, density).items():
-                file = folder / f"{kind}-{model}-{density}.jsonl".replace(" ", "-").replace("'", "")
-                write(file, [{**sample, "dense_windows": [window], "density": density}
-                             for sample, window in zip(read_jsonl(folder / "eval.jsonl"), windows)])
-                ask(folder, model, f"{kind}, {density}", file.name)
+    for density in DENSITIES:
+        for kind, windows in chosen_windows(folder, "final", density).items():
+            file = folder / f"{kind}-{density}.jsonl".replace(" ", "-").replace("'", "")
+            write(file, [{**sample, "dense_windows": [window], "density": density}
+                         for sample, window in zip(read_jsonl(folder / "eval.jsonl"), windows)])
+            ask(folder, "final", f"{kind}, {density}", file.name)
 
 
 def chosen_windows(folder: Path, model: str, density: float) -> dict[str, list]:
@@ -178,12 +179,16 @@ WAYS = ("one look", *(f"{way}, {density}" for density in DENSITIES
                       for way in ("two looks", "another clip's window", "the true window")))
 
 
+def ways_of(model: str) -> list[str]:
+    return [way for way in WAYS if model == "final" or "window" not in way]
+
+
 def measure(folder: Path) -> dict:
     """{model: {way: {accuracy, allowed}}}, the overlap of the first look's windows with the darkness, and a blind answer."""
     samples, found = read_jsonl(folder / "eval.jsonl"), {}
     for model in MODELS:
         found[model] = {}
-        for way in WAYS:
+        for way in ways_of(model):
             metrics = json.loads((folder_of(folder, model, way) / "metrics.json").read_text())
             asked = read_jsonl(Path(next(iter(metrics["data"]))))
             if "looks/fell_back" in metrics:
@@ -211,7 +216,7 @@ def table(results: dict) -> list[str]:
     """Rows of Markdown: mean and standard deviation (ddof 1) over the seeds, of the accuracy and of what the frames allow."""
     rows = ["| | " + " | ".join(f"{title}: accuracy | allowed" for title in MODELS.values()) + " |", "|---" * 5 + "|"]
     for way in WAYS:
-        cells = [cell([seed[model][way][name] for seed in results["seeds"].values()])
+        cells = [cell([seed[model][way][name] for seed in results["seeds"].values() if way in seed[model]])
                  for model in MODELS for name in ("accuracy", "allowed")]
         rows.append(f"| {way} | " + " | ".join(cells) + " |")
     rows.append("| first look: mIoU of its window | " + " | ".join(
@@ -222,7 +227,8 @@ def table(results: dict) -> list[str]:
 
 
 def cell(values: list[float]) -> str:
-    return f"{statistics.fmean(values):.3f}" + (f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else "")
+    spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.3f}{spread}" if values else ""
 
 
 def main() -> None:

@@ -294,7 +294,8 @@ def write_results(args: Flags, samples: list[dict], answers: dict[str, list[dict
         print_published(METRICS, args.benchmark, metrics)
     if args.probe:
         print_probes(METRICS, report["probes"], metrics, baselines)
-    print_table(METRICS, {"model": metrics, "first look": looks.get("first_look", {}), **baselines}, f"{len(samples)} samples", intervals)
+    columns = {"model": metrics, "first look": looks.get("first_look", {}), **baselines}
+    print_table(METRICS, columns, f"{len(samples)} samples", intervals)
 
 
 def first_look(samples: list[dict], predictions: list[dict], judge: Judge) -> dict:
