@@ -7,10 +7,9 @@ Once in a clip the lights go out for 8 seconds, and while it is dark the screen 
 second. Which one? A frame every two seconds shows the darkness always and the flash every other time. So a first look can say
 when it is dark, and a second one, with as many frames but more of them there, can see what the first one missed.
 
-The tiny model is warmed up by imitation and then trained by GRPO, by one command of train.py and without anything made for
-it: gqa questions about evenly spaced frames (the first look, whose windows the reward pays), and qa questions about the same
-frames and about denser ones (`dense_windows` in the samples: around the darkness, or anywhere). The windows that the warm
-start imitates are late, as in lib/toy.py; the reward knows the true ones.
+The tiny model learns by imitation, from one command of train.py and with nothing made for it: gqa questions about evenly
+spaced frames (the first look), and qa questions about the same frames and about denser ones (`dense_windows` in the samples:
+around the darkness, or anywhere). The thought that it imitates lists what its frames show; a flash between two of them is not in it.
 
 Each model answers the same held-out questions in the same number of frames: in one look; in two; and in one look at frames
 chosen without a look: by another clip's window, and by the true one. `allowed` is what the frames allow: 1 where the flash
@@ -42,11 +41,10 @@ from tools import evaluate  # noqa: E402
 DURATION, FPS, SHOWN = 40, 2, 20  # seconds, frames a second of the file, frames that the model sees
 DARK, FLASH, BIN = 8, 1, 4  # seconds; the darkness begins at a multiple of BIN
 TRAIN, HELD_OUT = 160, 100  # clips
-MODELS = {"warm_start": "warm start", "final": "after GRPO"}
 DENSITIES = (1.5, 4.0)  # VideoChat-R1.5's, and one that shows every frame of a window twice a second
 TRAINING = (f"--fps {SHOWN / DURATION} --max_new_tokens 72 --min_pixels 3136 --warmup_steps 10 --no-gradient_checkpointing "
-            "--pack_tokens 16384 --num_workers 0 --save_dtype float32 --sft_steps 140 --sft_questions 16 --sft_lr 2e-3 "
-            "--steps 16 --questions 8 --group_size 8 --lr 4e-4 --beta 0.01")
+            "--pack_tokens 16384 --num_workers 0 --save_dtype float32 --sft_steps 300 --sft_questions 16 --sft_lr 2e-3 "
+            "--steps 0")
 
 # --- clips and questions ----------------------------------------------------------------------------------------------
 
@@ -69,12 +67,26 @@ def render(rng: np.random.Generator, event: tuple[str, int, float]) -> np.ndarra
     return frames.clip(0, 255).astype(np.uint8)
 
 
-def first_target(window: tuple[int, int], letter: str) -> str:
-    """The first look's completion. Four tokens for four seconds: as many positions as four seconds of video span, so that to
-    look at what one writes about is one fixed distance (see `toy.thought`)."""
-    start, end = window
-    seen = "".join(f"{t:02d} {'dark' if start <= t < end else 'grey'}," for t in range(0, DURATION, BIN))
-    return f"<think>{seen}</think><answer>{letter}</answer><glue>[({start}, {end})]</glue>"
+def shown_times(windows: list, density: float) -> np.ndarray:
+    """Seconds (SHOWN,) of the frames that `read_video` chooses."""
+    begins = np.arange(DURATION * FPS) / FPS
+    return begins[denser_frames(begins, windows, SHOWN, density)]
+
+
+def has_flash(times: np.ndarray, flash: float) -> bool:
+    return bool(((flash <= times) & (times < flash + FLASH)).any())
+
+
+def thought(event: tuple[str, int, float], times: np.ndarray) -> str:
+    """What frames at these seconds show, four seconds by four seconds. Four tokens for each: as many positions as that part
+    of the video spans, so that to look at what one writes about is one fixed distance (see `toy.thought`)."""
+    colour, dark, flash = event
+    seen = []
+    for start in range(0, DURATION, BIN):
+        within = times[(start <= times) & (times < start + BIN)]
+        plain = "dark" if dark <= start < dark + DARK else "grey"
+        seen.append(f"{start:02d} {colour if has_flash(within, flash) else plain},")
+    return f"<think>{''.join(seen)}</think>"
 
 
 def make_samples(rng: np.random.Generator, name: str, event: tuple[str, int, float]) -> list[dict]:
@@ -84,15 +96,15 @@ def make_samples(rng: np.random.Generator, name: str, event: tuple[str, int, flo
     letter = "ABCD"[list(toy.COLOURS).index(colour)]
     common = {"question": "which colour flashes in the dark?", "options": list(toy.COLOURS), "answer": letter,
               "video": f"videos/{name}.mp4", "duration": float(DURATION), "spans": [[dark, dark + DARK]], "flash": flash}
-    late = dark + BIN * int(rng.integers(0, 2))
-    window = late, min(late + DARK, DURATION)
-    start = float(rng.integers(0, DURATION - DARK + 1))
+    even = f"{thought(event, shown_times([], 1.0))}<answer>{letter}</answer>"
+    samples = [{"id": f"{name}-first", "task": "gqa", **common, "target": f"{even}<glue>[({dark}, {dark + DARK})]</glue>"},
+               {"id": f"{name}-one", "task": "qa", **common, "target": even}]
     near = float(np.clip(dark + rng.integers(-3, 4), 0, DURATION - DARK))
-    qa = {"task": "qa", **common, "target": f"<think></think><answer>{letter}</answer>"}
-    return [{"id": f"{name}-first", "task": "gqa", **common, "target": first_target(window, letter)},
-            {"id": f"{name}-one", **qa},
-            *({"id": f"{name}-{kind}", **qa, "dense_windows": [[begin, begin + DARK]], "density": float(rng.choice(DENSITIES))}
-              for kind, begin in (("near", near), ("anywhere", start)))]
+    for kind, start in (("near", near), ("anywhere", float(rng.integers(0, DURATION - DARK + 1)))):
+        closer = {"dense_windows": [[start, start + DARK]], "density": float(rng.choice(DENSITIES))}
+        target = f"{thought(event, shown_times(*closer.values()))}<answer>{letter}</answer>"
+        samples.append({"id": f"{name}-{kind}", "task": "qa", **common, **closer, "target": target})
+    return samples
 
 
 def write_data(folder: Path, seed: int) -> None:
@@ -131,46 +143,44 @@ def write(file: Path, samples: list[dict]) -> None:
 
 
 def run_seed(folder: Path, seed: int) -> None:
-    """Train one model and ask it, and its warm start, in every way; what is there is left alone."""
+    """Train one model and ask it in every way; what is there is left alone."""
     folder.mkdir(parents=True, exist_ok=True)
     write_data(folder, seed)
     if not (folder / "run" / "summary.json").exists():
         again = ["--resume"] if (folder / "run" / "config.json").exists() else []
         train.main(["--model", str(folder / "initial"), "--train_data", str(folder / "train.jsonl"), "--out",
                     str(folder / "run"), "--seed", str(seed), *TRAINING.split(), *again])
-    for model in MODELS:
-        ask(folder, model, "one look", "eval.jsonl")
-        for density in DENSITIES:
-            ask(folder, model, f"two looks, {density}", "eval.jsonl", "--looks", "2", "--density", str(density))
+    ask(folder, "one look", "eval.jsonl")
     for density in DENSITIES:
-        for kind, windows in chosen_windows(folder, "final", density).items():
+        ask(folder, f"two looks, {density}", "eval.jsonl", "--looks", "2", "--density", str(density))
+        for kind, windows in chosen_windows(folder, density).items():
             file = folder / f"{kind}-{density}.jsonl".replace(" ", "-").replace("'", "")
             write(file, [{**sample, "dense_windows": [window], "density": density}
                          for sample, window in zip(read_jsonl(folder / "eval.jsonl"), windows)])
-            ask(folder, "final", f"{kind}, {density}", file.name)
+            ask(folder, f"{kind}, {density}", file.name)
 
 
-def chosen_windows(folder: Path, model: str, density: float) -> dict[str, list]:
+def chosen_windows(folder: Path, density: float) -> dict[str, list]:
     """Windows that no look has chosen: another clip's, as the model saw it, and the true one."""
-    seen = [line["first"]["windows"] for line in predictions(folder, model, f"two looks, {density}")]
+    seen = [line["first"]["windows"] for line in predictions(folder, f"two looks, {density}")]
     known = [windows[0] for windows in seen if windows] or [[0, DURATION]]
     others = [(windows or known)[0] for windows in seen[1:] + seen[:1]]
     return {"another clip's window": others, "the true window": [s["spans"][0] for s in read_jsonl(folder / "eval.jsonl")]}
 
 
-def folder_of(folder: Path, model: str, way: str) -> Path:
-    return folder / f"{model}-{way}".replace(",", "").replace(" ", "-").replace("'", "")
+def folder_of(folder: Path, way: str) -> Path:
+    return folder / way.replace(",", "").replace(" ", "-").replace("'", "")
 
 
-def predictions(folder: Path, model: str, way: str) -> list[dict]:
-    return list(map(json.loads, open(folder_of(folder, model, way) / "predictions.jsonl")))
+def predictions(folder: Path, way: str) -> list[dict]:
+    return list(map(json.loads, open(folder_of(folder, way) / "predictions.jsonl")))
 
 
-def ask(folder: Path, model: str, way: str, data: str, *flags: str) -> None:
-    out = folder_of(folder, model, way)
+def ask(folder: Path, way: str, data: str, *flags: str) -> None:
+    out = folder_of(folder, way)
     if not (out / "metrics.json").exists():
-        evaluate.run(["--model", str(folder / "run" / model), "--data", str(folder / data), "--out", str(out), "--batch", "32",
-                      "--num_workers", "0", *flags])
+        evaluate.run(["--model", str(folder / "run" / "final"), "--data", str(folder / data), "--out", str(out),
+                      "--batch", "32", "--num_workers", "0", *flags])
 
 
 # --- the table --------------------------------------------------------------------------------------------------------
@@ -179,56 +189,45 @@ WAYS = ("one look", *(f"{way}, {density}" for density in DENSITIES
                       for way in ("two looks", "another clip's window", "the true window")))
 
 
-def ways_of(model: str) -> list[str]:
-    return [way for way in WAYS if model == "final" or "window" not in way]
-
-
 def measure(folder: Path) -> dict:
-    """{model: {way: {accuracy, allowed}}}, the overlap of the first look's windows with the darkness, and a blind answer."""
+    """{way: {accuracy, allowed}}, the overlap of the first look's windows with the darkness, and a blind answer."""
     samples, found = read_jsonl(folder / "eval.jsonl"), {}
-    for model in MODELS:
-        found[model] = {}
-        for way in ways_of(model):
-            metrics = json.loads((folder_of(folder, model, way) / "metrics.json").read_text())
-            asked = read_jsonl(Path(next(iter(metrics["data"]))))
-            if "looks/fell_back" in metrics:
-                windows = [line["first"]["windows"] for line in predictions(folder, model, way)]
-                asked = [{**sample, "dense_windows": seen} for sample, seen in zip(samples, windows)]
-                overlap = [spans_iou(seen or [], sample["spans"]) for sample, seen in zip(samples, windows)]
-                found[model]["first look, mIoU of its window"] = statistics.fmean(overlap)
-                found[model]["first look, accuracy"] = metrics["first_look"]["qa/accuracy"]
-                found[model]["first look, without a window"] = metrics["looks/fell_back"]
-            density = float(way.rpartition(", ")[2]) if "," in way else 1.0
-            found[model][way] = {"accuracy": metrics["qa/accuracy"], "allowed": allowed(asked, density)}
+    for way in WAYS:
+        metrics = json.loads((folder_of(folder, way) / "metrics.json").read_text())
+        asked = read_jsonl(Path(next(iter(metrics["data"]))))
+        if "looks/fell_back" in metrics:
+            windows = [line["first"]["windows"] for line in predictions(folder, way)]
+            asked = [{**sample, "dense_windows": seen} for sample, seen in zip(samples, windows)]
+            overlaps = [spans_iou(seen or [], sample["spans"]) for sample, seen in zip(samples, windows)]
+            found["first look"] = {"mIoU of its windows": statistics.fmean(overlaps), "fell back": metrics["looks/fell_back"]}
+        found[way] = {"accuracy": metrics["qa/accuracy"], "allowed": allowed(asked, density_of(way))}
     seconds = json.loads((folder / "run" / "summary.json").read_text())["seconds"]["total"]
     return found | {"blind": blind_baselines(samples)["most_frequent_letter"]["qa/accuracy"], "seconds": seconds}
 
 
+def density_of(way: str) -> float:
+    return float(way.rpartition(", ")[2]) if "," in way else 1.0
+
+
 def allowed(samples: list[dict], density: float) -> float:
     """Mean over the clips of 1 where one of the frames that are shown shows the flash, else of a guess among four."""
-    begins = np.arange(DURATION * FPS) / FPS
-    shown = [begins[denser_frames(begins, sample.get("dense_windows") or [], SHOWN, density)] for sample in samples]
-    seen = [((s["flash"] <= times) & (times < s["flash"] + FLASH)).any() for s, times in zip(samples, shown)]
+    seen = [has_flash(shown_times(sample.get("dense_windows") or [], density), sample["flash"]) for sample in samples]
     return statistics.fmean(1.0 if hit else 1 / len(toy.COLOURS) for hit in seen)
 
 
 def table(results: dict) -> list[str]:
-    """Rows of Markdown: mean and standard deviation (ddof 1) over the seeds, of the accuracy and of what the frames allow."""
-    rows = ["| | " + " | ".join(f"{title}: accuracy | allowed" for title in MODELS.values()) + " |", "|---" * 5 + "|"]
+    """Rows of Markdown: mean and standard deviation (ddof 1) over the seeds."""
+    seeds = list(results["seeds"].values())
+    rows = ["| what is shown, in 20 frames | accuracy | what the frames allow |", "|---|---|---|"]
     for way in WAYS:
-        cells = [cell([seed[model][way][name] for seed in results["seeds"].values() if way in seed[model]])
-                 for model in MODELS for name in ("accuracy", "allowed")]
-        rows.append(f"| {way} | " + " | ".join(cells) + " |")
-    rows.append("| first look: mIoU of its window | " + " | ".join(
-        cell([seed[model]["first look, mIoU of its window"] for seed in results["seeds"].values()]) + " | " for model in MODELS)
-        + " |")
-    blind = cell([seed["blind"] for seed in results["seeds"].values()])
-    return [*rows, f"| most frequent letter | {blind} | | {blind} | |"]
+        accuracy, allow = (cell([seed[way][name] for seed in seeds]) for name in ("accuracy", "allowed"))
+        rows.append(f"| {way} | {accuracy} | {allow} |")
+    return [*rows, f"| nothing: the most frequent letter | {cell([seed['blind'] for seed in seeds])} | |"]
 
 
 def cell(values: list[float]) -> str:
     spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.3f}{spread}" if values else ""
+    return f"{statistics.fmean(values):.3f}{spread}"
 
 
 def main() -> None:
