@@ -43,7 +43,7 @@ DARK, FLASH, BIN = 8, 1, 4  # seconds; the darkness begins at a multiple of BIN
 TRAIN, HELD_OUT = 160, 100  # clips
 DENSITIES = (1.5, 4.0)  # VideoChat-R1.5's, and one that shows every frame of a window twice a second
 TRAINING = (f"--fps {SHOWN / DURATION} --max_new_tokens 72 --min_pixels 3136 --warmup_steps 10 --no-gradient_checkpointing "
-            "--pack_tokens 16384 --num_workers 0 --save_dtype float32 --sft_steps 300 --sft_questions 16 --sft_lr 2e-3 "
+            "--pack_tokens 16384 --num_workers 0 --save_dtype float32 --sft_steps 450 --sft_questions 16 --sft_lr 2e-3 "
             "--steps 0")
 
 # --- clips and questions ----------------------------------------------------------------------------------------------
@@ -90,20 +90,26 @@ def thought(event: tuple[str, int, float], times: np.ndarray) -> str:
 
 
 def make_samples(rng: np.random.Generator, name: str, event: tuple[str, int, float]) -> list[dict]:
-    """The question about one clip: with its window (gqa), and without (qa) at evenly spaced frames, around the darkness, and
-    around some other part of the clip."""
+    """The question about one clip: with its window (gqa), and without (qa) at evenly spaced frames, around the darkness in each
+    density, and around some other part of the clip. Where the frames do not show the flash, the label guesses A."""
     colour, dark, flash = event
     letter = "ABCD"[list(toy.COLOURS).index(colour)]
     common = {"question": "which colour flashes in the dark?", "options": list(toy.COLOURS), "answer": letter,
               "video": f"videos/{name}.mp4", "duration": float(DURATION), "spans": [[dark, dark + DARK]], "flash": flash}
-    even = f"{thought(event, shown_times([], 1.0))}<answer>{letter}</answer>"
+
+    def said(windows: list, density: float) -> str:
+        times = shown_times(windows, density)
+        return f"{thought(event, times)}<answer>{letter if has_flash(times, flash) else 'A'}</answer>"
+
+    even = said([], 1.0)
     samples = [{"id": f"{name}-first", "task": "gqa", **common, "target": f"{even}<glue>[({dark}, {dark + DARK})]</glue>"},
                {"id": f"{name}-one", "task": "qa", **common, "target": even}]
-    near = float(np.clip(dark + rng.integers(-3, 4), 0, DURATION - DARK))
-    for kind, start in (("near", near), ("anywhere", float(rng.integers(0, DURATION - DARK + 1)))):
-        closer = {"dense_windows": [[start, start + DARK]], "density": float(rng.choice(DENSITIES))}
-        target = f"{thought(event, shown_times(*closer.values()))}<answer>{letter}</answer>"
-        samples.append({"id": f"{name}-{kind}", "task": "qa", **common, **closer, "target": target})
+    begins = [float(np.clip(dark + rng.integers(-3, 4), 0, DURATION - DARK)) for _ in DENSITIES]
+    places = [*zip(begins, DENSITIES), (float(rng.integers(0, DURATION - DARK + 1)), float(rng.choice(DENSITIES)))]
+    for number, (start, density) in enumerate(places):
+        window = [[start, start + DARK]]
+        samples.append({"id": f"{name}-closer{number}", "task": "qa", **common, "dense_windows": window, "density": density,
+                        "target": said(window, density)})
     return samples
 
 

@@ -20,12 +20,14 @@ def test_the_flash_is_in_the_dark_and_the_questions_are_about_it():
     for name, rng, (colour, dark, flash) in CLIPS:
         assert dark <= flash and flash + looks.FLASH <= dark + looks.DARK <= looks.DURATION
         samples = looks.make_samples(rng, name, (colour, dark, flash))
-        assert [find_problem(sample) for sample in samples] == [None] * 4
-        gqa, one, near, anywhere = samples
+        assert [find_problem(sample) for sample in samples] == [None] * 5
+        gqa, one, *closer, anywhere = samples
         assert {s["options"]["ABCD".index(s["answer"])] for s in samples} == {colour}
         assert gqa["spans"] == [[dark, dark + looks.DARK]] and "dense_windows" not in one
-        assert rewards.spans_iou(near["dense_windows"], near["spans"]) > 0.4
-        assert [rewards.score(sample, sample["target"]).total for sample in samples] == [3, 2, 2, 2]
+        assert [sample["density"] for sample in closer] == list(looks.DENSITIES)
+        assert min(rewards.spans_iou(sample["dense_windows"], sample["spans"]) for sample in closer) > 0.4
+        parts = [rewards.score(sample, sample["target"]).parts for sample in samples]
+        assert parts[0]["temporal_iou"] == 1 and all(part["format"] == 1 for part in parts)
 
 
 def test_a_thought_tells_what_its_frames_show_and_nothing_else():
@@ -36,6 +38,7 @@ def test_a_thought_tells_what_its_frames_show_and_nothing_else():
             times = looks.shown_times(sample.get("dense_windows") or [], sample.get("density", 1.0))
             is_seen = any(event[2] <= time < event[2] + looks.FLASH for time in times)
             assert (event[0] in sample["target"].split("</think>")[0]) == is_seen
+            assert rewards.score(sample, sample["target"]).parts["accuracy"] or not is_seen
             told[is_seen] += 1
     assert min(told.values()) > 40
 
