@@ -2,6 +2,7 @@
 
     python tests/looks.py             three seeds, a few minutes each on one core; goes on where it was interrupted
     python tests/looks.py --report    only the table, from the runs that are there (also in tests/results/looks.json)
+    python tests/looks.py --frames    only what the frames allow, without a model: seconds
 
 Once in a clip the lights go out for 8 seconds, and while it is dark the screen flashes in one of four colours for one
 second. Which one? A frame every two seconds shows the darkness always and the flash every other time. So a first look can say
@@ -12,8 +13,8 @@ spaced frames (the first look), and qa questions about the same frames and about
 around the darkness, or anywhere). The thought that it imitates lists what its frames show; a flash between two of them is not in it.
 
 Each model answers the same held-out questions in the same number of frames: in one look; in two; and in one look at frames
-chosen without a look: by another clip's window, and by the true one. `allowed` is what the frames allow: 1 where the flash
-is in one of them, else the chance of a guess.
+chosen without a look: by another clip's window, and by the true one. What the frames allow is 1 where the flash is in one of
+them, else the chance of a guess; it needs no model.
 """
 
 import argparse
@@ -211,6 +212,21 @@ def measure(folder: Path) -> dict:
     return found | {"blind": blind_baselines(samples)["most_frequent_letter"]["qa/accuracy"], "seconds": seconds}
 
 
+def measure_frames(seed: int, number: int = 1000) -> dict:
+    """{way: {allowed}} of the ways to choose frames that take no model, on `number` further clips."""
+    rng = np.random.default_rng([seed, 2])
+    events = [draw_event(rng) for _ in range(number)]
+    samples = [{"flash": flash, "spans": [[dark, dark + DARK]]} for _, dark, flash in events]
+    windows = {"the true window": [s["spans"] for s in samples], "another clip's window": [
+        s["spans"] for s in samples[1:] + samples[:1]]}
+    found = {"one look": {"allowed": allowed(samples, 1.0)}}
+    for density in DENSITIES:
+        for kind, of_clips in windows.items():
+            asked = [{**sample, "dense_windows": spans} for sample, spans in zip(samples, of_clips)]
+            found[f"{kind}, {density}"] = {"allowed": allowed(asked, density)}
+    return found
+
+
 def density_of(way: str) -> float:
     return float(way.rpartition(", ")[2]) if "," in way else 1.0
 
@@ -223,15 +239,17 @@ def allowed(samples: list[dict], density: float) -> float:
 
 def table(results: dict) -> list[str]:
     """Rows of Markdown: mean and standard deviation (ddof 1) over the seeds."""
-    seeds = list(results["seeds"].values())
+    seeds = [{way: {} for way in WAYS} | seed for seed in results["seeds"].values()]
     rows = ["| what is shown, in 20 frames | accuracy | what the frames allow |", "|---|---|---|"]
     for way in WAYS:
-        accuracy, allow = (cell([seed[way][name] for seed in seeds]) for name in ("accuracy", "allowed"))
+        accuracy, allow = (cell([seed[way][name] for seed in seeds if name in seed[way]]) for name in ("accuracy", "allowed"))
         rows.append(f"| {way} | {accuracy} | {allow} |")
-    return [*rows, f"| nothing: the most frequent letter | {cell([seed['blind'] for seed in seeds])} | |"]
+    return [*rows, f"| nothing: the most frequent letter | {cell([seed['blind'] for seed in seeds if 'blind' in seed])} | |"]
 
 
 def cell(values: list[float]) -> str:
+    if not values:
+        return "not measured"
     spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
     return f"{statistics.fmean(values):.3f}{spread}"
 
@@ -241,13 +259,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/looks"), help="folder of all runs (%(default)s)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--report", action="store_true", help="run nothing, only collect what is there")
+    parser.add_argument("--frames", action="store_true", help="train nothing, only count what the frames allow")
     args = parser.parse_args()
     out = args.out.resolve()
-    for seed in args.seeds if not args.report else []:
+    for seed in args.seeds if not (args.report or args.frames) else []:
         run_seed(out / f"seed{seed}", seed)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    results = {"command": "python tests/looks.py", "commit": commit, "date": time.strftime("%Y-%m-%d"),
-               "training": f"train.py {TRAINING}", "seeds": {seed: measure(out / f"seed{seed}") for seed in args.seeds}}
+    found = {seed: measure_frames(seed) if args.frames else measure(out / f"seed{seed}") for seed in args.seeds}
+    results = {"command": "python tests/looks.py" + " --frames" * args.frames, "commit": commit,
+               "date": time.strftime("%Y-%m-%d"), "training": None if args.frames else f"train.py {TRAINING}", "seeds": found}
     (ROOT / "tests" / "results" / "looks.json").write_text(json.dumps(results, indent=1) + "\n")
     print("\n".join(table(results)))
 
