@@ -279,7 +279,7 @@ class Clip:
     frames: torch.Tensor  # (T, 3, H, W) uint8
     seconds: torch.Tensor  # (T,) float64, begin of each frame, counted from `start`
     sample_fps: float  # of the chosen frames, not of the file
-    is_constant: bool = True  # the file's rate; where it varies, `seconds` are the only clock
+    is_constant: bool = True  # the rate of these frames; where it varies, `seconds` are the only clock
 
 
 @dataclass(frozen=True)
@@ -338,19 +338,22 @@ def frame_budget(num_frames: int, total_pixels: int, min_pixels: int) -> float:
 
 def read_video(path: str | Path, *, target_fps: float = 2.0, max_frames: int = 768, total_pixels: int = 3584 * 784,
                min_pixels: int = 16 * 784, start: float | None = None, end: float | None = None,
-               frames: list[int] | int | None = None, fps: float = 2.0, reader: str | None = None) -> Clip:
+               frames: list[int] | int | None = None, dense_windows: list[list[float]] | None = None,
+               density: float = 1.5, fps: float = 2.0, reader: str | None = None) -> Clip:
     """Decode the frames a model sees, resized to the pixel budget. T is even unless `frames` lists an odd number.
 
     Every frame is the one that the file shows at its time, or the video is a VideoError (lib/readers.py). start, end:
     seconds; of a file with a constant rate only frames ceil(start * rate) .. min(floor(end * rate), last) are used, else
     those that begin from `start` to `end`; time counts from `start`, or from the first frame that is shown. frames: exactly
-    these 0-based frames of the file, or, as a number, that many evenly spaced ones, repeated if there are fewer. fps: of a
-    folder of frames. reader: as for `open_video`; by default the quick way where it works, else the thorough one.
+    these 0-based frames of the file, or, as a number, that many evenly spaced ones, repeated if there are fewer.
+    dense_windows: [start, end] in seconds, on the same clock, whose frames are chosen `density` times as densely as others
+    (`denser_frames`); their number stays, and the clip has no constant rate. fps: of a folder of frames. reader: as for
+    `open_video`; by default the quick way where it works, else the thorough one.
     All frames get the first one's size, and its budget is `frame_budget`'s. VideoError(path, reason) for whatever cannot be
     read.
     """
     path = find_video(path)
-    asked = target_fps, max_frames, start, end, frames
+    asked = target_fps, max_frames, start, end, frames, dense_windows, density
     try:
         try:
             return _read(open_video(path, fps, reader), asked, total_pixels, min_pixels)
@@ -369,12 +372,14 @@ def _read(source: Source, asked: tuple, total_pixels: int, min_pixels: int) -> C
         resized[index] = _resize(torch.from_numpy(frame), size)
     start = asked[2] or 0
     seconds = torch.from_numpy(source.begins[indices] - start)
-    return Clip(torch.stack([resized[index] for index in indices]), seconds, sample_fps, source.is_constant)
+    is_constant = source.is_constant and (asked[4] is not None or not asked[5])  # listed frames, or no dense windows
+    return Clip(torch.stack([resized[index] for index in indices]), seconds, sample_fps, is_constant)
 
 
 def choose_frames(source: Source, target_fps: float, max_frames: int, start: float | None, end: float | None,
-                  frames: list[int] | int | None) -> tuple[list[int], float]:
-    """Indices into the file, and the rate of the chosen frames."""
+                  frames: list[int] | int | None, windows: list[list[float]] | None = None,
+                  density: float = 1.5) -> tuple[list[int], float]:
+    """Indices into the file, and the (mean) rate of the chosen frames."""
     first, last = frames_between(source, start or 0, math.inf if end is None else end)
     if last - first < 1:
         raise ValueError(f"{max(0, last - first + 1)} of its {source.num_frames} frames lie between start {start or 0} "
@@ -382,6 +387,8 @@ def choose_frames(source: Source, target_fps: float, max_frames: int, start: flo
     if frames is None:
         indices, sample_fps = frame_indices(last - first + 1, rate_between(source, first, last), target_fps=target_fps,
                                             max_frames=max_frames)
+        if windows:
+            indices = denser_frames(source.begins[first:last + 1] - (start or 0), windows, len(indices), density)
         return [first + i for i in indices], sample_fps
     if isinstance(frames, int):
         frames = [first + round(k * (last - first) / (frames - 1)) for k in range(frames)]
@@ -390,6 +397,26 @@ def choose_frames(source: Source, target_fps: float, max_frames: int, start: flo
     # The same formula as in frame_indices, over the stretch that the listed frames cover.
     first, last = min(frames), max(frames)
     return list(frames), len(frames) * rate_between(source, first, last) / (last - first + 1)
+
+
+def denser_frames(begins: np.ndarray, windows: list[list[float]], count: int, density: float = 1.5) -> list[int]:
+    """Which `count` of the N frames that begin at `begins` (N,) are shown where `windows` get a closer look.
+
+    The windows, [start, end] in seconds, get `density` times as many of their frames as the rest of the video of its own;
+    VideoChat-R1.5 takes 1.5. What lies outside the video or in another window adds nothing; with no window, or windows over
+    everything, the frames are evenly spaced. Both ends are shown, and with count <= N no frame is shown twice.
+    """
+    N, place = len(begins), np.arange(count)
+    inside = np.zeros(N - 1, dtype=bool)  # of each gap between neighbouring frames: whether a window reaches into it
+    for start, end in windows:
+        inside |= (begins[1:] > start) & (begins[:-1] < end)
+    dense = int(inside.sum())
+    if dense < count - 1:  # the windows may run out of frames: then all of theirs are shown, and the rest is evenly spaced
+        density = min(density, (N - 1 - dense) / (count - 1 - dense))
+    stretched = np.concatenate([[0.0], np.cumsum(np.where(inside, density, 1.0))])  # (N,) a time in which the choice is even
+    indices = np.rint(np.interp(np.linspace(0, stretched[-1], count), stretched, np.arange(N))).astype(int)
+    indices = np.minimum(np.maximum.accumulate(indices - place), N - count) + place  # rounding may have met a frame twice
+    return indices.tolist()
 
 
 def frames_between(source: Source, start: float, end: float) -> tuple[int, int]:
@@ -418,7 +445,8 @@ def _resize(frame: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 def video_arguments(sample: dict, settings: VideoSettings) -> dict:
     """The keywords `read_video` gets for this sample; with the path they are all that a clip depends on."""
     return {**vars(settings), "start": sample.get("start"), "end": sample.get("end"), "fps": sample.get("fps", 2.0),
-            "frames": sample.get("frames", texts_of(sample).frames)}
+            "frames": sample.get("frames", texts_of(sample).frames),
+            **{name: sample[name] for name in ("dense_windows", "density") if name in sample}}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -101,6 +101,45 @@ def answer_batch(model, loader, samples: list[dict], sampling: SamplingSettings,
     return predictions
 
 
+# ---- a second look -----------------------------------------------------------------------------------------------------
+
+
+def answer_twice(model, loader, samples: list[dict], world: World, sampling: SamplingSettings, score: Callable, title: str,
+                 partial: Path | None = None, change: Callable[[dict, Clip], Clip] | None = None,
+                 density: float = 1.5) -> list[dict]:
+    """As `answer_all`, after a first look that only decides where the second one looks more closely.
+
+    VideoChat-R1.5's clue perception: the windows of the first answer are shown with `density` times as many of their frames
+    as the rest, in the same number of frames. A qa sample is asked for windows first, in the words of gqa. Each line gets
+    `first`: {completions, windows}, the first look's; windows are null where it named none that lies in the video: then the
+    second look sees the frames of the first. Both looks go on after a kill, each in its own part of `partial`.
+    """
+    truths = {sample["id"]: sample for sample in samples}  # the first answer to a qa sample is scored as one, too
+    looks = answer_all(model, loader, [*map(first_question, samples)], world, sampling,
+                       lambda asked, completion: score(truths[asked["id"]], completion), f"{title}, first look",
+                       partial and partial / "first", change)
+    firsts = [{"completions": look["completions"], "windows": windows_of(sample, look["completions"][0])}
+              for sample, look in zip(samples, looks)]
+    closer = [{**sample, "dense_windows": first["windows"], "density": density} if first["windows"] else sample
+              for sample, first in zip(samples, firsts)]
+    answers = answer_all(model, loader, closer, world, sampling, score, f"{title}, second look",
+                         partial and partial / "second", change)
+    return [answer | {"first": first} for answer, first in zip(answers, firsts)]
+
+
+def first_question(sample: dict) -> dict:
+    return {**sample, "task": "gqa"} if sample["task"] == "qa" and "video" in sample else sample
+
+
+def windows_of(sample: dict, completion: str) -> list[list[float]] | None:
+    """The windows [start, end] that a first answer points to, without those that are empty or outside the video."""
+    tag = "answer" if sample["task"] == "grounding" else "glue"
+    found, _ = rewards.read(first_question(sample), completion, tag)
+    windows = [found] if found and tag == "answer" else found or []
+    length = clip_length(sample, math.inf)
+    return [[start, end] for start, end in windows if max(start, 0) < min(end, length)] or None
+
+
 # ---- what is counted of one completion --------------------------------------------------------------------------------
 
 

@@ -122,10 +122,10 @@ def claim(world: World, folder: Path, settings: dict) -> None:
     file = folder / SETTINGS
     known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
     world.sync()  # nobody writes before everybody has looked
-    for name, value in settings.items() if known is not None else ():
-        if name not in known or known[name] != value:
-            raise ValueError(f"{folder} holds answers with {name} {known.get(name)!r}, not {value!r}: go back to that, "
-                             "name another folder, or delete what is in this one (eval.py does it with --overwrite)")
+    for name in {**settings, **known} if known is not None else ():
+        if known.get(name) != settings.get(name):
+            raise ValueError(f"{folder} holds answers with {name} {known.get(name)!r}, not {settings.get(name)!r}: go back to "
+                             "that, name another folder, or delete what is in this one (eval.py does it with --overwrite)")
     if known is None and world.is_first:
         with write_whole(file) as partial:
             partial.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")

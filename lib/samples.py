@@ -126,6 +126,8 @@ FIELDS = {
     "fps": Field(lambda value: is_number(value) and 0.001 <= value <= 10_000, "frames a second from 0.001 to 10000"),
     "think": Field(lambda value: isinstance(value, bool), "true or false"),
     "target": Field(lambda value: isinstance(value, str), "a string"),
+    "dense_windows": SPANS,  # where the video is looked at more closely, and how much more (data.denser_frames)
+    "density": Field(lambda value: is_number(value) and 1 <= value <= 1000, "a number from 1 to 1000"),
     "start": Field(lambda value: is_number(value) and 0 <= value <= MOST, f"seconds from 0 to {MOST}"),
     "end": Field(lambda value: is_number(value) and 0 < value <= MOST, f"seconds above 0, at most {MOST}", _no_part),
 }

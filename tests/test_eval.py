@@ -14,7 +14,7 @@ from made_samples import BOX, captioning, gqa, grounding, moments, qa, quality, 
 
 import eval as evaluation
 from data import PromptTooLong
-from eval import METRICS, answer_all, best_constant_span, blind_baselines, compute_metrics
+from eval import METRICS, answer_all, answer_twice, best_constant_span, blind_baselines, compute_metrics
 from lib.answers import SamplingSettings, append_lines
 from lib.questions import load_prompts
 from rewards import score
@@ -673,3 +673,82 @@ def test_a_prompt_that_is_too_long_costs_its_own_sample(model, loader, samples):
     assert predictions == answer_all(model, loader, samples[:2], ALONE, asking, score, "")
     with pytest.raises(PromptTooLong, match="more than 1200"):
         load_prompts(model, loader, [long], "think", limit)
+
+
+# ---- a second look ---------------------------------------------------------------------------------------------------
+
+ONCE = SamplingSettings("think", max_new_tokens=6, batch=2)
+
+
+@pytest.mark.parametrize("sample, completion, windows", [
+    (grounding([5, 9], duration=20), says("6 to 12.5"), [[6, 12.5]]),
+    (gqa("C", [[5, 9]], duration=20), says("A", "[(1, 3), (8, 30)]"), [[1, 3], [8, 30]]),
+    (gqa("C", [[5, 9]], duration=20), says("A", "[(1, 1), (18, 21), (20, 25)]"), [[18, 21]]),
+    (qa("C", duration=20, video="v.mp4"), says("A", "[(1, 3)]"), [[1, 3]]),
+    (qa("C", duration=20, start=15.0, end=20.0, video="v.mp4"), says("A", "[(5, 9)]"), None),  # five seconds are shown
+    (qa("C", video="v.mp4"), says("A", "[(500, 900)]"), [[500, 900]]),  # nobody knows better
+    (qa("C", duration=20, video="v.mp4"), says("A"), None),
+    (grounding([5, 9], duration=20), says("12 to 6"), None),
+    (grounding([5, 9], duration=20), says("7 to 7"), None),
+    (grounding([5, 9], duration=20), "", None),
+])
+def test_the_windows_of_a_first_answer(sample, completion, windows):
+    """A window that is empty or outside the video would make a second look that is none, and be counted as one."""
+    found = evaluation.windows_of(sample, completion)
+    assert found == windows
+
+
+def look_twice(model, loader, samples, said, monkeypatch, folder=None, density=3.0):
+    """The answers of two looks where the model says in the first what `said` has for a sample; and all that was asked."""
+    asked = []
+
+    def answer_batch(model, loader, samples, *rest):
+        asked.extend(samples)
+        lines = REAL_BATCH(model, loader, samples, *rest)
+        for line in lines:
+            if line["task"] == "gqa":  # the first look at a qa sample
+                line["completions"] = [said.get(line["id"], "nothing")]
+        return lines
+
+    monkeypatch.setattr(evaluation, "answer_batch", answer_batch)
+    return answer_twice(model, loader, samples, ALONE, ONCE, score, "", folder, density=density), asked
+
+
+REAL_BATCH = evaluation.answer_batch
+
+
+def test_the_second_look_is_closer_where_the_first_answer_points_and_its_answer_counts(model, loader, samples, monkeypatch):
+    """A qa sample is asked for windows first, in the words of gqa, and for the letter then. Without a window it sees the same
+    frames again, and the line says so. The rest of a line is that of the second look."""
+    questions = [sample for sample in samples if sample["task"] == "qa"]
+    said = {questions[0]["id"]: says("A", "[(2, 4)]"), questions[1]["id"]: says("A", "[(40, 50)]")}
+    answers, asked = look_twice(model, loader, questions, said, monkeypatch)
+    first, second = asked[:3], asked[3:]
+    assert [sample["task"] for sample in first] == ["gqa"] * 3 and not any("dense_windows" in s for s in first)
+    assert second == [{**questions[0], "dense_windows": [[2, 4]], "density": 3.0}, *questions[1:]]
+    assert [line.pop("first") for line in answers] == [
+        {"completions": [said[questions[0]["id"]]], "windows": [[2, 4]]},
+        {"completions": [said[questions[1]["id"]]], "windows": None}, {"completions": ["nothing"], "windows": None}]
+    assert answers == answer_all(model, loader, second, ALONE, ONCE, score, "")
+    assert answers[1:] == answer_all(model, loader, questions[1:], ALONE, ONCE, score, "")
+
+
+def test_a_kill_in_either_look_costs_no_answer(model, loader, samples, tmp_path, monkeypatch):
+    """The second look stands on the answers of the first: asked again in another batch, they might be others."""
+    questions = [sample for sample in samples if sample["task"] == "qa"]
+    said = {questions[0]["id"]: says("A", "[(2, 4)]")}
+    whole, asked = look_twice(model, loader, questions, said, monkeypatch, tmp_path / "partial")
+    assert len(asked) == 6
+    for look, name in (("first", "rank0.jsonl"), ("second", "rank0.jsonl")):
+        file = tmp_path / "partial" / look / name
+        lines = [line for line in file.read_text().split("\n") if line]
+        file.write_text("\n".join(lines[:2]) + "\n" + lines[2][:-9])
+        again, asked = look_twice(model, loader, questions, {}, monkeypatch, tmp_path / "partial")
+        assert [sample["id"] for sample in asked] == [questions[2]["id"]] and again == whole, look
+
+
+def test_a_video_that_cannot_be_read_is_looked_at_twice_and_counts_zero(model, loader, samples, tmp_path):
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    broken = {**samples[0], "id": "broken", "video": str(tmp_path / "broken.mp4")}
+    (line,) = answer_twice(model, loader, [broken], ALONE, ONCE, score, "")
+    assert line["reasons"] == ["unreadable_video"] and line["first"] == {"completions": [""], "windows": None}

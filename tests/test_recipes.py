@@ -491,6 +491,8 @@ ROWS_ELSEWHERE = {  # a run that has another name in another table
     ("base_answer", "dream1k"): "Qwen2-VL-7B", ("sft_gqa", "videomme"): "SFT on NExT-GQA",
     ("sft_gqa", "mvbench"): "SFT on NExT-GQA", ("sft_gqa", "perception_test"): "SFT on NExT-GQA",
     ("sft_tg", "activitynet"): "SFT on Charades, 1 epoch", ("sft_tg_3ep", "activitynet"): "SFT on Charades, 3 epochs",
+    **{(run, f"videomme_{way}"): f"{model}, {look} look" for way, look in (("all", "one"), ("looks", "second"))
+       for run, model in (("base_answer", published.BASE), ("videochat_r1_thinking", published.R1_THINKING))},
     ("temporal_r1", "charades_sta_answer"): "Temporal-R1-3B, answer only", ("temporal_r1", "activitynet_answer"): None,
 }
 NO_NUMBER = {"sft_joint", "grpo_tracking_aligned", "temporal_rlt_random", "temporal_rlt_discrete",
@@ -512,7 +514,7 @@ def expected() -> list[tuple[str, str, list[float | None], str]]:
 def row_of(run: str, benchmark: str) -> published.Row | None:
     """The row of lib/published.py that a row of docs/recipes.md repeats; None where it has none."""
     model = ROWS_ELSEWHERE.get((run, benchmark), ROWS.get(run))
-    rows = published.rows_of(re.sub(r"_(answer|32)$", "", benchmark))
+    rows = published.rows_of(re.sub(r"_(answer|32|all|looks)$", "", benchmark))
     return next((row for row in rows if row.model == model), None)
 
 
@@ -521,7 +523,7 @@ def test_expected_numbers_are_the_published_ones():
     found = [(run, benchmark, numbers, row.values) for run, benchmark, numbers, _ in expected()
              if (row := row_of(run, benchmark))]
     for run, benchmark, numbers, published_values in found:
-        names = ORDER[re.sub(r"_(answer|32)$", "", benchmark)]
+        names = ORDER[re.sub(r"_(answer|32|all|looks)$", "", benchmark)]
         given = {name: number for name, number in zip(names, numbers) if name in published_values or number is None}
         values = {name: published_values.get(name) for name in given}
         assert given == {name: v and pytest.approx(100 * v) for name, v in values.items()}, (run, benchmark)
@@ -536,7 +538,7 @@ def test_every_row_of_the_papers_is_here_or_said_to_be_missing():
     assert missing == {("activitynet_rtl", "Temporal-RLT-7B"), ("mmvu", "Temporal-RLT-7B"),
                        ("charades_sta", "Temporal-RLT-7B "), ("activitynet", "Temporal-RLT-7B "),  # by OneThinker
                        ("dream1k", "GRPO, GPT-3.5 as its judge in training"),
-                       *((benchmark, f"{model}, {look} look") for benchmark in ("videomme", "longvideobench")
+                       *(("longvideobench", f"{model}, {look} look")
                          for model in (published.BASE, published.R1_THINKING) for look in ("one", "second"))}
     top = RECIPES.split("## Data")[0]
     assert "ActivityNet-RTL" in top and "MMVU" in top and "OneThinker\nquotes 57.9" in RECIPES

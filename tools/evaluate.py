@@ -27,7 +27,7 @@ import torch
 
 import rewards
 from data import STYLES, Clip, VideoSettings, shared_times
-from eval import METRICS, answer_all, blind_baselines, means_of, values_of
+from eval import METRICS, answer_all, answer_twice, blind_baselines, means_of, values_of
 from lib import memory, published
 from lib.answers import PUBLISHED, SETTINGS, SamplingSettings, claim, fingerprint, read_asked, write_lines
 from lib.captions import Judge, words_judge
@@ -84,6 +84,9 @@ class Flags:
                                   "score each costs")
     video_root: str | None = data_set(None, "where the videos lie, unless the entry says so; else the folder of its file",
                                       kind=str)
+    looks: int = data_set(1, "2 looks once more, with the same number of frames, and denser where the first answer points to "
+                             "(grounding, qa and gqa)", within=(1, 2))
+    density: float = data_set(1.5, "with --looks 2: how much denser", within=(1, 1000))
     tasks: list[str] | None = data_set(None, "only these tasks", kind=tuple, choices=tuple(TASKS))
     reward: str = data_set("sum", "how the parts make up a reward", choices=rewards.MIXES)
     judge: str = data_set("", "causal LM that says which events a caption tells; without it word rules do")
@@ -140,6 +143,8 @@ def find_problem(args: Flags) -> str | None:
     """What is wrong with the flags, in words that name the flag and the remedy."""
     if args.num_samples > 1 and args.temperature == 0:
         return f"--num_samples {args.num_samples} at --temperature 0 is one answer {args.num_samples} times"
+    if args.looks > 1 and (args.video or args.num_samples > 1):
+        return f"--looks {args.looks} is for a data set and one answer a question: leave out --video and --num_samples"
     if args.video is None:
         given = next((name for name in ("task", "question", "options", "box", "html") if getattr(args, name) is not None), None)
         if given or args.data is None or args.out is None:
@@ -197,19 +202,26 @@ def main() -> None:
 
 # ---- a data set -----------------------------------------------------------------------------------------------------
 
+LOOKED_AT_TWICE = {"grounding", "gqa", "qa"}  # tasks whose first answer can name windows
+
 
 def answer_data(args: Flags, world: World, settings: VideoSettings, sampling: SamplingSettings, judge: Judge) -> None:
     """Answer what is not answered yet, then compute everything from the files of answers."""
     samples = with_style(load_samples(args.data, args.video_root, args.tasks, args.seed), args.prompt)
     if world.is_first:
         print("".join(f"{line}\n" for line in unread_keys(samples)), end="")
-    open_folder(args, world, fingerprint(args.model, args.judge, sampling, settings, samples))
+    looks = {"looks": args.looks, "density": args.density} if args.looks > 1 else {}
+    if looks and (others := sorted({sample["task"] for sample in samples} - LOOKED_AT_TWICE)):
+        raise ValueError(f"--looks {args.looks}: answers to {', '.join(others)} name no part of the video to look at again; "
+                         f"choose others with --tasks {' '.join(sorted(LOOKED_AT_TWICE))}")
+    open_folder(args, world, fingerprint(args.model, args.judge, sampling, settings, samples) | looks)
     answers: dict[str, list[dict]] = {}  # by probe; "" is the video as it is
     model = None
     probes = ["", *CHANGES] if args.probe else [""]
     complete_already = all(answer_paths(args.out, probe)[0].exists() for probe in probes)
     num_workers = 0 if complete_already else args.num_workers
     score = partial(rewards.score, mix=args.reward, judge=judge)
+    answer = partial(answer_twice, density=args.density) if looks else answer_all
     with VideoLoader(settings, num_workers=num_workers, frame_cache=args.frame_cache,
                      frame_cache_gb=args.frame_cache_gb) as loader:
         for probe in probes:
@@ -219,7 +231,7 @@ def answer_data(args: Flags, world: World, settings: VideoSettings, sampling: Sa
             if found is None:
                 model = model or load_model(args.model, world, args.compile)
                 title, change = probe or "answering", CHANGES.get(probe)
-                found = answer_all(model, loader, asked, world, sampling, score, title, unfinished, change)
+                found = answer(model, loader, asked, world, sampling, score, title, unfinished, change)
                 if world.is_first:
                     write_lines(file, found)
             elif world.is_first:
@@ -277,7 +289,8 @@ def write_results(args: Flags, samples: list[dict], answers: dict[str, list[dict
     values = values_of(samples, answers[""], judge)
     metrics, intervals, baselines = means_of(values), intervals_of(resampled_means(values, samples)), blind_baselines(samples)
     reasons = count_reasons(answers[""])
-    report = {**metrics, "intervals": intervals, "baselines": baselines, "reasons": reasons,
+    looks = first_look(samples, answers[""], judge) if args.looks > 1 else {}
+    report = {**metrics, **looks, "intervals": intervals, "baselines": baselines, "reasons": reasons,
               "categories": by_category(samples, values)}
     if args.probe:
         probed = {probe: probe_samples(probe, samples, answers[""]) for probe in CHANGES}
@@ -295,7 +308,16 @@ def write_results(args: Flags, samples: list[dict], answers: dict[str, list[dict
         print_published(METRICS, args.benchmark, metrics)
     if args.probe:
         print_probes(METRICS, report["probes"], metrics, baselines)
-    print_table(METRICS, {"model": metrics, **baselines}, f"{len(samples)} samples", intervals)
+    columns = {"model": metrics, "first look": looks.get("first_look", {}), **baselines}
+    print_table(METRICS, columns, f"{len(samples)} samples", intervals)
+
+
+def first_look(samples: list[dict], predictions: list[dict], judge: Judge) -> dict:
+    """What the first look's own answers score, and how many of them pointed to no part of the video."""
+    firsts = [prediction["first"] for prediction in predictions]
+    fell_back = sum(first["windows"] is None for first in firsts)
+    print(f"{fell_back} of {len(firsts)} first answers named no window in the video: these saw the same frames again")
+    return {"looks/fell_back": fell_back, "first_look": means_of(values_of(samples, firsts, judge))}
 
 
 def with_another_question(sample: dict, samples: list[dict]) -> dict | None:

@@ -161,6 +161,8 @@ keep_readable() {
 
 # ---- measuring -------------------------------------------------------------------------------------------------------
 
+# What VideoChat-R1.5's script for Video-MME shows; of 512 frames each has 128 tokens at least, 34,000 in all.
+LONG="--max_frames 512 --total_pixels 10838016 --min_pixels 100352 --max_prompt_tokens 40000"
 # Each benchmark's data, and the flags of eval.py.
 declare -A ASKED=(
     [charades_sta]="charades_test --max_new_tokens 2048 --benchmark charades_sta"
@@ -174,6 +176,8 @@ declare -A ASKED=(
     [vidtab_qa]="quality_test --benchmark vidtab_qa"
     [dream1k]="dream1k --judge Qwen/Qwen2.5-7B-Instruct --benchmark dream1k"
     [videomme]="videomme_short --benchmark videomme"
+    [videomme_all]="videomme $LONG --benchmark videomme"
+    [videomme_looks]="videomme $LONG --looks 2 --benchmark videomme"
     [mvbench]="mvbench --benchmark mvbench"
     [perception_test]="perception_test --benchmark perception_test"
     [rextime]="rextime --benchmark rextime"

@@ -40,6 +40,9 @@ def test_answers_given_otherwise_are_refused_by_name_and_value(tmp_path):
         with pytest.raises(ValueError) as error:
             claim(ALONE, tmp_path / "new", decided(**changed))
         assert f"{name} {before!r}, not {now!r}" in str(error.value) and "--overwrite" in str(error.value)
+    claim(ALONE, tmp_path / "more", decided(looks=2))
+    with pytest.raises(ValueError, match="looks 2, not None"):  # of a setting that is no longer given
+        claim(ALONE, tmp_path / "more", decided())
 
 
 @pytest.mark.parametrize("name, value", [

@@ -414,3 +414,42 @@ def test_the_change_reaches_the_model(model, loader, samples):
     look = lambda sample, clip: asked.append(sample["id"]) or clip  # noqa: E731
     answer_all(model, loader, samples, ALONE, ASKING, score, "", change=look)
     assert asked == [sample["id"] for sample in samples]
+
+
+# ---- a second look ---------------------------------------------------------------------------------------------------
+
+
+def test_one_look_is_what_it_was(clips, model_folder, probed, tmp_path):
+    """Answers of last week go on this week, and nothing in them says that there is another way."""
+    run(arguments(clips, model_folder, tmp_path / "out", "--looks", "1"))
+    for file in ("predictions.jsonl", "settings.json"):
+        assert (tmp_path / "out" / file).read_bytes() == (probed / file).read_bytes()
+    assert "looks" not in (probed / "settings.json").read_text()
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert not {"looks/fell_back", "first_look"} & set(metrics)
+
+
+def test_two_looks_are_measured_beside_the_first_and_counted(clips, model_folder, tmp_path, monkeypatch, capsys):
+    """A second look that falls back in most samples is one look under another name."""
+    out, windows = tmp_path / "out", iter([None, [[2, 4]], [[0, 3]], [[5, 9]]])
+    monkeypatch.setattr(eval, "windows_of", lambda *_: next(windows))
+    asked = arguments(clips, model_folder, out, "--tasks", "qa", "--looks", "2", "--density", "3")
+    run(asked)
+    metrics, lines = json.loads((out / "metrics.json").read_text()), read_lines(out / "predictions.jsonl")
+    assert metrics["looks/fell_back"] == 1 and metrics["first_look"]["n"] == 4 and "qa/accuracy" in metrics["first_look"]
+    assert [line["first"]["windows"] for line in lines] == [None, [[2, 4]], [[0, 3]], [[5, 9]]]
+    printed = capsys.readouterr().out
+    assert "1 of 4 first answers named no window" in printed and "first look" in printed and not (out / "partial").exists()
+    run(asked)  # complete: no window is read again
+    for other in ((), ("--looks", "2", "--density", "4")):
+        with pytest.raises(ValueError, match="holds answers with (looks 2, not None|density 3.0, not 4.0)"):
+            run(arguments(clips, model_folder, out, "--tasks", "qa", *other))
+
+
+def test_two_looks_are_refused_where_no_answer_names_windows(clips, model_folder, tmp_path, capsys):
+    with pytest.raises(ValueError, match="--looks 2: answers to tracking name no part"):
+        run(arguments(clips, model_folder, tmp_path, "--looks", "2"))
+    for more in (("--num_samples", "2"), ("--video", "x.mp4")):
+        with pytest.raises(SystemExit):
+            run(arguments(clips, model_folder, tmp_path, "--looks", "2", *more))
+        assert "--looks 2 is for a data set and one answer a question" in capsys.readouterr().err
