@@ -2,7 +2,7 @@
 learn to do both.
 
 A clip lasts 12 seconds. Twice, for 2 to 4 whole seconds each, a grey screen is tinted, in two of four colours. A white and
-a black square, each small or large, move straight on, left, right, up or down. One half of the clip has scan lines. From
+a black square, each small or large, jump twice, among nine places. One half of the clip has scan lines. From
 that come samples of all seven tasks, and what each asks about is one of two things that the clip shows:
 
     grounding       when is the screen red? when does it turn for the second time?     exactly one span
@@ -41,15 +41,15 @@ from lib.samples import NUM_BOXES, load_samples
 
 COLOURS = {"red": (230, 40, 40), "green": (40, 190, 60), "blue": (50, 70, 230), "yellow": (235, 215, 40)}
 SQUARES = {"white": 250, "black": 5}
-WAYS = {"to the right": (1, 0), "to the left": (-1, 0), "down": (0, 1), "up": (0, -1)}  # a picture counts y downwards
-SIDES = {"small": 2, "large": 4}  # of a square, in tenths of the picture
+ROWS = ("top", "middle", "bottom")
+SIDES = {"small": 2, "large": 3}  # of a square, in tenths of the picture
 SIZE, FPS = 56, 8  # pixels of a side, frames a second; the model sees 28 x 28 pixels, which are one token a second
 DURATION, EVENT_LENGTHS = 12, (2, 3, 4)  # seconds
 STRIPES = 40  # by how much they are darker, of 255
 LATENESS = 2  # seconds by which the ends of a warm-start label come late, at most
 LAG = 2  # frames, of the eight, by which its boxes are behind, at most
 TELLS_ALL = 0.25  # share of its captions that tell both events
-VERSION = 20  # of everything above and below: a folder written by another version is written anew
+VERSION = 21  # of everything above and below: a folder written by another version is written anew
 
 # --- clips ------------------------------------------------------------------------------------------------------------
 
@@ -64,7 +64,6 @@ class Event(NamedTuple):
 
 class Square(NamedTuple):
     size: str
-    way: str
     boxes: np.ndarray  # (T, 4): [x0, y0, x1, y1] in tenths of the picture, whole ones
 
 
@@ -77,7 +76,7 @@ class Scene(NamedTuple):
 
 
 def draw_scene(rng: np.random.Generator) -> Scene:
-    return Scene(draw_events(rng), draw_squares(rng, DURATION * FPS), int(rng.integers(2)))
+    return Scene(draw_events(rng), draw_squares(rng), int(rng.integers(2)))
 
 
 def draw_events(rng: np.random.Generator) -> list[Event]:
@@ -91,26 +90,23 @@ def draw_events(rng: np.random.Generator) -> list[Event]:
     return [Event(str(colours[0]), before, before + first), Event(str(colours[1]), start, start + second)]
 
 
-def draw_squares(rng: np.random.Generator, num_frames: int) -> dict[str, Square]:
-    """Paths on which no square ever hides a part of the other."""
+def draw_squares(rng: np.random.Generator) -> dict[str, Square]:
+    """White and black, never in the same place."""
     while True:
-        white, black = (draw_square(rng, num_frames) for _ in SQUARES)
-        apart = (white.boxes[:, 2:] <= black.boxes[:, :2]) | (black.boxes[:, 2:] <= white.boxes[:, :2])  # (T, 2): in x, in y
-        if apart.any(axis=1).all():
+        white, black = (draw_square(rng) for _ in SQUARES)
+        if (white.boxes[:, :2] != black.boxes[:, :2]).any(axis=1).all():
             return {"white": white, "black": black}
 
 
-def draw_square(rng: np.random.Generator, num_frames: int) -> Square:
-    """It moves by 4 tenths of the picture or more, at an even pace; each of its boxes has one digit behind the point."""
-    size, way = str(rng.choice(list(SIDES))), str(rng.choice(list(WAYS)))
-    most = 9 - SIDES[size]
-    distance = int(rng.integers(4, most + 1))
-    from_, across = int(rng.integers(0, most - distance + 1)), int(rng.integers(0, most + 1))
-    along = np.round(from_ + distance * np.linspace(0, 1, num_frames)).astype(int)  # (T,)
-    dx, dy = WAYS[way]
-    along = along if dx + dy > 0 else along[::-1]
-    corner = np.stack([along, np.full_like(along, across)] if dx else [np.full_like(along, across), along], axis=1)  # (T, 2)
-    return Square(size, way, np.concatenate([corner, corner + SIDES[size]], axis=1))
+def draw_square(rng: np.random.Generator) -> Square:
+    """It jumps twice, among the nine places of a 3 x 3 grid, each time between two of the frames that tracking shows: in the
+    first half of them, and in the second. Neither when nor where to can be told from where it begins."""
+    size, num_frames = str(rng.choice(list(SIDES))), DURATION * FPS
+    places = rng.choice(9, 3, replace=False)
+    jumps = np.array([rng.integers(1, 4), rng.integers(4, NUM_BOXES - 1)]) - 0.5  # of the shown frames 0 ... 7
+    stretch = np.searchsorted(jumps / (NUM_BOXES - 1) * (num_frames - 1), np.arange(num_frames))  # (T,): 0, 1, 2
+    corner = 3 * np.stack([places % 3, places // 3], axis=1)[stretch]  # (T, 2)
+    return Square(size, np.concatenate([corner, corner + SIDES[size]], axis=1))
 
 
 def render(rng: np.random.Generator, scene: Scene) -> np.ndarray:
@@ -240,9 +236,9 @@ def ask_what(rng: np.random.Generator, scene: Scene) -> dict:
         events = [f"the screen turns {event.colour}" for event in scene.events]
     else:
         colour = str(rng.choice(list(scene.squares)))
-        size, way, boxes = scene.squares[colour]
+        size, boxes = scene.squares[colour]
         subject, seen = f"{colour} square", f"{colour}: " + "".join(f"{x}{y}" for x, y in boxes[FPS // 2 :: FPS, :2]) + f" {size}"
-        events = [f"the {colour} square is {size}", f"the {colour} square moves {way}"]
+        events = [f"the {colour} square is {size}", f"the {colour} square ends at the {ROWS[boxes[-1, 1] // 3]}"]
     told = events if rng.random() < TELLS_ALL else [events[int(rng.integers(2))]]
     return {"question": f"Describe what the {subject} does in the video.", "events": events,
             "target": f"<think>{seen}</think><answer>{as_caption(told)}</answer>"}
@@ -352,7 +348,7 @@ def config_of(tokenizer, hidden: int = 96, layers: int = 3) -> dict:
         "rope_scaling": {"type": "mrope",
                          "mrope_section": [hidden // heads // 2 - 2 * (3 * axis // 2), 3 * axis // 2, 3 * axis // 2]},
         "vision_config": {
-            "depth": 1, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": hidden,
+            "depth": 1, "hidden_size": 64, "intermediate_size": 128, "num_heads": 2, "out_hidden_size": hidden,
             "hidden_act": "silu", "in_chans": 3, "patch_size": 14, "spatial_patch_size": 14, "spatial_merge_size": 2,
             "temporal_patch_size": 2, "window_size": 112, "fullatt_block_indexes": [0], "tokens_per_second": 2,
             "initializer_range": 0.06,

@@ -106,7 +106,7 @@ def test_blind_answers_score_low(samples):
     assert baselines["best_constant_span"]["grounding/mIoU"] < 0.32
     assert baselines["most_frequent_letter"]["qa/accuracy"] < 0.32
     assert baselines["most_frequent_letter"]["classification/accuracy"] < 0.55
-    assert baselines["start_box_copied"]["tracking/AO@2-7"] < 0.15
+    assert baselines["start_box_copied"]["tracking/AO@2-7"] < 0.2
     assert baselines["best_constant_caption"]["captioning/recall"] < 0.35
 
 
@@ -137,14 +137,19 @@ def test_events_are_whole_seconds_anywhere_inside_the_clip(scenes):
     assert len(starts) == 11 and max(starts.values()) < 0.2 * 2 * len(scenes)
 
 
-def test_squares_move_far_and_stay_in_the_picture(scenes):
-    """A square that hardly moves is tracked by copying its first box."""
+def test_no_box_says_where_the_square_goes(scenes):
+    """Squares that moved straight on were tracked by a model that saw a black video: from an edge there is one way only."""
+    second = Counter()
     for _, squares, _ in scenes:
-        for size, way, boxes in squares.values():
+        for size, boxes in squares.values():
             assert boxes.min() >= 0 and boxes.max() <= 9 and set(np.unique(boxes[:, 2:] - boxes[:, :2])) == {toy.SIDES[size]}
-            gone = boxes[-1, :2] - boxes[0, :2]
-            assert (gone * toy.WAYS[way]).sum() == np.abs(gone).sum() >= 4
-            assert np.abs(np.diff(boxes, axis=0)).max() == 1
+            shown = np.round(np.linspace(0, len(boxes) - 1, 8)).astype(int)
+            places = [tuple(boxes[k, :2]) for k in shown]
+            jumps = [k for k in range(7) if places[k] != places[k + 1]]
+            assert len(jumps) == 2 and jumps[0] < 3 <= jumps[1] and len(set(places)) == 3
+            if places[0] == (0, 0):
+                second[places[3]] += 1
+    assert len(second) == 8 and max(second.values()) < 0.25 * sum(second.values())
 
 
 def test_warm_start_labels_are_late_and_answer_as_they_should(samples, scenes):
@@ -155,7 +160,7 @@ def test_warm_start_labels_are_late_and_answer_as_they_should(samples, scenes):
         assert parts["format"] == 1.0 and parts.get("accuracy", 1.0) == 1.0 and parts.get("event_precision", 1.0) == 1.0, sample
         worth[sample["task"]].append(rewards.task_score(parts))
     assert 0.4 < np.mean(worth["grounding"]) < 0.7 and min(worth["grounding"]) < 0.3
-    assert 0.5 < np.mean(worth["tracking"]) < 0.7 and max(worth["tracking"]) == 1
+    assert 0.7 < np.mean(worth["tracking"]) < 0.8 and max(worth["tracking"]) == 1
     assert np.mean(worth["captioning"]) == pytest.approx(0.75 + 0.25 * toy.TELLS_ALL, abs=0.02)
     late = [toy.late_events(np.random.default_rng(i), [toy.Event("red", 1, 4), toy.Event("blue", 8, 11)]) for i in range(300)]
     assert {event.start for event, _ in late} == {1, 2, 3} and {event.end for event, _ in late} == {4, 5, 6}
@@ -166,7 +171,7 @@ def test_warm_start_labels_are_late_and_answer_as_they_should(samples, scenes):
 def test_a_caption_of_one_clip_tells_no_event_of_another(samples):
     """Events that the rules cannot tell apart ("turns red", "turns blue") would pay for a caption of any clip."""
     told = {tuple(sample["events"]) for sample in of_task(samples, "captioning")}
-    assert len(told) == 4 * 3 + 2 * 2 * 4  # two colours in their order; two squares, two sizes, four ways
+    assert len(told) == 4 * 3 + 2 * 2 * 3  # two colours in their order; two squares, two sizes, three rows
     for events in told:
         for event in {event for other in told for event in other}:
             assert words_judge(event, as_caption(list(events))) == (event in events)
