@@ -42,7 +42,7 @@ def answer_one(args, world: World, settings: VideoSettings, sampling: SamplingSe
     model = VideoLM.load(args.model, world.device)
     model.compile_decoding = args.compile
     prompt = prepare(sample, clip, model.tokenizer, args.prompt, max_prompt_tokens=args.max_prompt_tokens,
-                     tokens_per_second=model.tokens_per_second, device=model.device)
+                     geometry=model.geometry, device=model.device)
     for text, ended in complete(model, prompt, sampling):
         print(printable(text, keep="\n"))
         if not ended:
