@@ -9,7 +9,7 @@
 They are read from the files beside the weights, not from the class: a checkpoint decides.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 MERGE = 2  # a token is MERGE x MERGE patches of two frames, in both
 
@@ -31,15 +31,19 @@ class Geometry:
         """Pixels of a token's side: what the sides of a frame are multiples of."""
         return self.patch * MERGE
 
+    def with_times(self, timestamps: bool) -> "Geometry":
+        """With the times as text where `timestamps` says so (--timestamps), or where they always are."""
+        return replace(self, timestamps=self.timestamps or timestamps)
+
 
 QWEN2_5 = Geometry()
 QWEN3 = Geometry(patch=16, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), timestamps=True, box_units=1000, system="")
 GEOMETRIES = {"qwen2_5_vl": QWEN2_5, "qwen3_vl": QWEN3}  # by model_type; any other model is refused
 
 
-def geometry_of(config: dict, preprocessor: dict | None = None, timestamps: bool = False) -> Geometry:
-    """Of a checkpoint's config.json and preprocessor_config.json. `timestamps`: times as text for Qwen2.5-VL, too."""
+def geometry_of(config: dict, preprocessor: dict | None = None) -> Geometry:
+    """Of a checkpoint's config.json and preprocessor_config.json."""
     usual, vision, pixels = GEOMETRIES[config["model_type"]], config["vision_config"], preprocessor or {}
     return Geometry(vision.get("patch_size", usual.patch), tuple(pixels.get("image_mean", usual.mean)),
                     tuple(pixels.get("image_std", usual.std)), vision.get("tokens_per_second", usual.tokens_per_second),
-                    usual.timestamps or timestamps, usual.box_units, usual.system)
+                    usual.timestamps, usual.box_units, usual.system)

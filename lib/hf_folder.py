@@ -94,14 +94,14 @@ def load_whole(cls: type, name: str, dtype: torch.dtype):
 # --- write ------------------------------------------------------------------------------------------------------------
 
 
-def geometry_in(source: str, timestamps: bool = False) -> Geometry:
+def geometry_in(source: str) -> Geometry:
     """What a folder or hub id says of its `Geometry`, before its weights are read."""
     files = own_files(source)
     if "config.json" not in files:
-        return Geometry(timestamps=timestamps)  # nothing there: loading it says so
+        return Geometry()  # nothing there: loading it says so
     config = json.loads(files["config.json"])
     check_type(source, config.get("model_type"))
-    return geometry_of(config, json.loads(files.get("preprocessor_config.json", "{}")), timestamps)
+    return geometry_of(config, json.loads(files.get("preprocessor_config.json", "{}")))
 
 
 def own_files(source: str) -> dict[str, bytes]:

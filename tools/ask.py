@@ -33,14 +33,15 @@ def question_of(args) -> dict:
     return sample
 
 
-def answer_one(args, world: World, settings: VideoSettings, sampling: SamplingSettings) -> None:
+def answer_one(args, world: World, settings: VideoSettings, sampling: SamplingSettings, box_units: int = 1) -> None:
     """Print the completions of one question and what the parser reads in them."""
-    (sample,) = with_style([question_of(args)], args.prompt)
+    (sample,) = with_style([question_of(args)], args.prompt, box_units)
     # How long the file is, nobody has said: ten minutes to decode it.
     with VideoLoader(settings, num_workers=min(args.num_workers, 1), deadline=600) as loader:
         clip = loader.load(sample)  # first: a video that cannot be read is known before a large model is loaded
     model = VideoLM.load(args.model, world.device)
     model.compile_decoding = args.compile
+    model.geometry = model.geometry.with_times(args.timestamps)
     prompt = prepare(sample, clip, model.tokenizer, args.prompt, max_prompt_tokens=args.max_prompt_tokens,
                      geometry=model.geometry, device=model.device)
     for text, ended in complete(model, prompt, sampling):
