@@ -87,6 +87,7 @@ def test_idle_groups_make_up_for_what_a_rank_does_not_have(model, mine, others, 
     group_of["encoded"] = dataclasses.replace(group_of["video"], video=torch.zeros(1))
     sharding = Sharding.__new__(Sharding)  # without FSDP, which needs processes
     sharding.world, sharding.placeholder, sharding.end = TwoRanks(*others), model.video_token_id, 0
+    sharding.patch_width = prompts[0].patches.shape[1]
     packs = [[group_of[name] for name in pack] for pack in mine]
     names = {id(group): name for name, group in group_of.items()}
     found = [[names.get(id(group)) or ("idle video" if group.needs_tower else "idle text") for group in pack]
