@@ -97,7 +97,8 @@ def fingerprint(model: str, judge: str, sampling: SamplingSettings, settings: Vi
             "num_samples": sampling.num_samples, "temperature": sampling.temperature, "seed": sampling.seed,
             "max_new_tokens": sampling.max_new_tokens, "max_prompt_tokens": sampling.max_prompt_tokens,
             "fps": settings.target_fps, "max_frames": settings.max_frames, "total_pixels": settings.total_pixels,
-            "min_pixels": settings.min_pixels, "samples": f"{len(samples)} with sha256 {digest}"}
+            "min_pixels": settings.min_pixels, "factor": settings.factor,
+            "samples": f"{len(samples)} with sha256 {digest}"}
 
 
 def weights_of(model: str) -> str:
