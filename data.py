@@ -9,7 +9,8 @@ Read from top to bottom; the order is the one in which a sample travels:
 Nothing here knows a model, a reward or a gradient; what differs between Qwen2.5-VL and Qwen3-VL is in a `Geometry`
 (lib/geometry.py), whose defaults are Qwen2.5-VL's. Letters: P prompt tokens, V video tokens among them, T frames, N = 4V
 patches, 1176 numbers of a patch (Qwen3-VL: 1536). Samples are read in lib/samples.py, files are opened in lib/readers.py;
-lib/loader.py runs `read_video` in worker processes. The command line, `python data.py toy | convert | check | select`, is in tools/data_commands.py.
+lib/loader.py runs `read_video` in worker processes. The command line, `python data.py toy | convert | check | select`, is in
+tools/data_commands.py.
 
 Left out on purpose: the library's own video processor. Frame choice, resize, patch order and positions are a page of
 code, they are what a video model sees, and their library versions differ from release to release without a word.

@@ -24,7 +24,8 @@ behind layer k; n is 0 for Qwen2.5-VL, and text has zeros there.
 Left out on purpose: beam search, top-k, top-p and repetition penalties. What is sampled must be what is scored.
 
 Shapes: Q questions, G completions of one question, C tokens of the longest completion, P prompt tokens with V video tokens
-among them, N patches = 4 V, D hidden size (of embedded prompts (1 + n) D, see above), H heads, K key/value heads, d head size, L tokens of a packed row, W vocabulary.
+among them, N patches = 4 V, D hidden size (of embedded prompts (1 + n) D, see above), H heads, K key/value heads, d head
+size, L tokens of a packed row, W vocabulary.
 """
 
 import functools

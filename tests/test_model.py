@@ -12,6 +12,7 @@ from transformers import (AutoModelForImageTextToText, AutoTokenizer, Qwen2_5_VL
                           Qwen3VLForConditionalGeneration)
 
 import model as model_file
+from lib import lora
 from lib.geometry import QWEN3
 from model import VideoLM, causal_attention, sample_tokens
 
@@ -530,6 +531,22 @@ def test_qwen3_shares_its_prompt_checkpoints_and_samples_what_it_scores(qwen3):
         said = logps != 0  # not the padding
         assert len({tuple(row) for row in rows.tolist()}) > 1
         torch.testing.assert_close(logps[said], again[said], atol=2e-5, rtol=1e-5)
+
+
+def test_qwen3_with_adapters_starts_as_itself_and_folds_them_in(qwen3):
+    """Adapters find their matrices by name; a name that Qwen3-VL does not have would be left out in silence."""
+    prompts, tokens = make_prompts(qwen3), [completions(seed=i) for i in range(3)]
+    with torch.no_grad():
+        before = logps_packed(qwen3, embeds_of(qwen3, prompts), positions_of(prompts), tokens, 1.0)
+    layers, names = len(qwen3.text.layers), qwen3.hf.state_dict().keys()
+    lora.add_adapters(qwen3.hf, 2, 4.0, list(lora.TARGETS), seed=0)
+    assert len(lora.adapters(qwen3.hf)) == layers * len(lora.TARGETS)
+    after, grads = gradients(qwen3, prompts, tokens, True)
+    for a, b in zip(before, after):
+        torch.testing.assert_close(a, b)
+    assert len(grads) == 2 * layers * len(lora.TARGETS)
+    assert lora.merged_state(qwen3.hf).keys() == {name for name in names if name != "lm_head.weight"} or (
+        lora.merged_state(qwen3.hf).keys() == names)
 
 
 def test_qwen3_is_saved_in_the_form_that_it_was_published_in(qwen3, qwen3_folder, tmp_path):

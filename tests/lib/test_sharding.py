@@ -96,6 +96,20 @@ def test_idle_groups_make_up_for_what_a_rank_does_not_have(model, mine, others, 
     assert [len(pack) for pack in packs] == [len(pack) for pack in mine]  # the caller's own lists stay
 
 
+def test_a_sharded_qwen3_takes_the_same_steps(qwen3_folder):
+    """The mergers of deepstack lie between the blocks of the tower, and are used inside its forward pass: they are gathered
+    with what lies between the layers, or their gradients are lost."""
+    cases = list(shard_steps.CASES)[:2]
+    expected = shard_steps.take_steps(ALONE, qwen3_folder, shard=False, cases=cases)[0]
+    try:
+        found = shard_steps.take_steps(ALONE, qwen3_folder, shard=True, offload=True, cases=cases)[0]
+    finally:
+        stop(ALONE)
+    for case, (logged, weights) in found.items():
+        assert logged == pytest.approx(expected[case][0], rel=1e-4, abs=1e-5)
+        assert distance(weights, expected[case][1]) < 1e-5
+
+
 @pytest.mark.slow
 def test_four_sharded_processes_take_the_same_steps(alone, model_folder):
     """Two of the four have nothing at all to do."""
