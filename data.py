@@ -6,9 +6,11 @@ Read from top to bottom; the order is the one in which a sample travels:
     clip.mp4       --read_video--->  frames (T, 3, H, W)  --patchify-->  patches (N, 1176), grid
     ids, grid      --mrope_positions-->  positions (3, P)                  (prepare: all of it for one sample)
 
-Nothing here knows a model, a reward or a gradient. Letters: P prompt tokens, V video tokens among them, T frames,
-N = 4V patches. Samples are read in lib/samples.py, files are opened in lib/readers.py; lib/loader.py runs `read_video` in
-worker processes. The command line, `python data.py toy | convert | check | select`, is in tools/data_commands.py.
+Nothing here knows a model, a reward or a gradient; what differs between Qwen2.5-VL and Qwen3-VL is in a `Geometry`
+(lib/geometry.py), whose defaults are Qwen2.5-VL's. Letters: P prompt tokens, V video tokens among them, T frames, N = 4V
+patches, 1176 numbers of a patch (Qwen3-VL: 1536). Samples are read in lib/samples.py, files are opened in lib/readers.py;
+lib/loader.py runs `read_video` in worker processes. The command line, `python data.py toy | convert | check | select`, is in
+tools/data_commands.py.
 
 Left out on purpose: the library's own video processor. Frame choice, resize, patch order and positions are a page of
 code, they are what a video model sees, and their library versions differ from release to release without a word.
@@ -25,6 +27,7 @@ import numpy as np
 import torch
 
 from lib.captions import as_caption
+from lib.geometry import MERGE, QWEN2_5, Geometry
 from lib.readers import DECODING_ERRORS, IndexIsWrong, Source, VideoError, find_video, first_line, open_video
 from lib.samples import LETTERS, NUM_BOXES, entry_of, option_texts
 
@@ -43,6 +46,9 @@ GLUE = (" At the same time, in the <glue> </glue> tags, present the precise time
 BOXES = ("Provide your answer within the <answer> </answer> tags as a list of eight sublists, where each sublist "
          "contains the normalized coordinates [x0, y0, x1, y1]. For example: <answer>[[0.1, 0.5, 0.3, 0.55], [0.72, "
          "0.25, 0.84, 0.43], ...]</answer>.\n")
+# Ours: for models whose boxes are whole numbers, `box_units` to a side (Qwen3-VL: 1000); the words are the published ones.
+WHOLE_BOXES = BOXES.replace("normalized", "relative").replace("y1]. F", "y1] from 0 to 1000. F").replace(
+    "[[0.1, 0.5, 0.3, 0.55], [0.72, 0.25, 0.84, 0.43]", "[[100, 500, 300, 550], [720, 250, 840, 430]")
 # Ours: VideoChat-R1 trained captioning as its sixth task and published neither prompt nor code for it. The instruction
 # is the sample's own; the rest follows the other five. A sentence for each event is what the judge compares.
 CAPTION = ("rovide your description within the <answer> </answer> tags, in plain sentences, one for each event, in the "
@@ -148,16 +154,25 @@ def say_which_and_when(sample: dict, style: str) -> str:
     return f"{say_which(sample, style)}<glue>{windows_text(sample)}</glue>"
 
 
+def box_numbers(sample: dict, box: list[float]) -> list[float | int]:
+    """A box, in [0, 1] in every sample, as the model is to write it: in fractions, or in `box_units` to a side."""
+    units = sample.get("box_units", 1)
+    return [round(float(value), 3) if units == 1 else round(value * units) for value in box]
+
+
 def ask_where(sample: dict, think: bool) -> str:
-    start = [round(float(value), 3) for value in sample["boxes"][0]]
+    whole = sample.get("box_units", 1) > 1
+    kind, limits = ("relative", " from 0 to 1000") if whole else ("normalized", "")
+    start = box_numbers(sample, sample["boxes"][0])
     return (f'Track the "{sample["question"].strip()}" in the video based on its initial coordinates "{start}". The output '
-            "should be a list containing eight sublists. Each sublist includes four normalized coordinates [x0, y0, x1, y1] "
+            f"should be a list containing eight sublists. Each sublist includes four {kind} coordinates [x0, y0, x1, y1]{limits} "
             "representing the bounding box of the object at specific time intervals.\n\n"
-            + (f"{THINK}\n\n" if think else "") + BOXES)
+            + (f"{THINK}\n\n" if think else "") + (WHOLE_BOXES if whole else BOXES))
 
 
 def say_where(sample: dict, style: str) -> str:
-    return in_answer("[" + ", ".join("[" + ", ".join(f"{v:.3f}" for v in box) + "]" for box in sample["boxes"]) + "]")
+    texts = [[f"{v:.3f}" if isinstance(v, float) else str(v) for v in box_numbers(sample, box)] for box in sample["boxes"]]
+    return in_answer("[" + ", ".join("[" + ", ".join(box) + "]" for box in texts) + "]")
 
 
 def ask_for_label(sample: dict, think: bool) -> str:
@@ -223,39 +238,51 @@ def target_text(sample: dict, style: str) -> str:
 VIDEO_PAD = "<|video_pad|>"
 
 
-def encode_prompt(tokenizer, messages: list[dict], num_video_tokens: int) -> torch.Tensor:
-    """Token ids (P,) int64 of the chat with the assistant's turn opened, as Qwen2.5-VL's chat template renders it.
+def encode_prompt(tokenizer, messages: list[dict], num_video_tokens: int, times: list[float] | None = None,
+                  geometry: Geometry = QWEN2_5) -> torch.Tensor:
+    """Token ids (P,) int64 of the chat with the assistant's turn opened, as the model's chat template renders it.
 
-    `<|video_pad|>` stands `num_video_tokens` times. Whatever the texts contain is text: a question that spells out
-    `<|im_end|>` gets ordinary tokens for these characters, never the one that ends the turn.
+    `<|video_pad|>` stands `num_video_tokens` times; with `times`, seconds of each pair of frames, in as many equal runs,
+    each behind its time as text. Whatever the texts contain is text: a question that spells out `<|im_end|>` gets ordinary
+    tokens for these characters, never the one that ends the turn.
     """
-    if messages[0]["role"] != "system":
-        messages = [{"role": "system", "content": "You are a helpful assistant."}, *messages]
+    if geometry.system and messages[0]["role"] != "system":
+        messages = [{"role": "system", "content": geometry.system}, *messages]
     pieces = []  # (is it a special token?, text)
     for message in messages:
-        pieces += [(True, "<|im_start|>"), (False, message["role"] + "\n"), *_content_pieces(message["content"]),
+        pieces += [(True, "<|im_start|>"), (False, message["role"] + "\n"), *_content_pieces(message["content"], times),
                    (True, "<|im_end|>"), (False, "\n")]
     pieces += [(True, "<|im_start|>"), (False, "assistant\n")]
     if any(piece == (True, VIDEO_PAD) for piece in pieces) != (num_video_tokens > 0):
         raise ValueError(f"the prompt has {'a' if num_video_tokens == 0 else 'no'} video part, and {num_video_tokens} "
                          "video tokens are to fill it")
-    ids = []
+    ids, run = [], num_video_tokens // len(times or [None])
     for is_special, piece in _merge_texts(pieces):
         if is_special:
             token = tokenizer.convert_tokens_to_ids(piece)
             if token is None:
-                raise ValueError(f"the tokenizer has no {piece}; use Qwen2.5-VL's or add its special tokens")
-            ids += [token] * (num_video_tokens if piece == VIDEO_PAD else 1)
+                raise ValueError(f"the tokenizer has no {piece}; use the checkpoint's own or add its special tokens")
+            ids += [token] * (run if piece == VIDEO_PAD else 1)
         else:  # split_special_tokens: otherwise special-token strings inside a question become the tokens themselves
             ids += tokenizer(piece, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     return torch.tensor(ids, dtype=torch.int64)
 
 
-def _content_pieces(content: str | list[dict]) -> list[tuple[bool, str]]:
+def _content_pieces(content: str | list[dict], times: list[float] | None) -> list[tuple[bool, str]]:
     if isinstance(content, str):
         return [(False, content)]
-    video = [(True, "<|vision_start|>"), (True, VIDEO_PAD), (True, "<|vision_end|>")]
+    run = [(True, "<|vision_start|>"), (True, VIDEO_PAD), (True, "<|vision_end|>")]
+    # Nothing stands around the runs of a video. So it was when Qwen3-VL was released (transformers 4.57 to 5.9); from 5.10 the
+    # library leaves the template's own pair around all of them. Which one the weights were trained with is not published.
+    video = run if times is None else [piece for t in times for piece in ((False, f"<{t:.1f} seconds>"), *run)]
     return [piece for part in content for piece in (video if part["type"] == "video" else [(False, part["text"])])]
+
+
+def frame_pair_times(seconds: torch.Tensor) -> list[float]:
+    """Seconds (T,) of frames to the mean of each pair; an odd last frame stands twice, as in `patchify`."""
+    seconds = torch.cat([seconds, seconds[-1:]])[: 2 * math.ceil(len(seconds) / 2)]
+    # Listed frames may lie before `start`: nothing is earlier than 0.
+    return seconds.view(-1, 2).mean(1).clamp(min=0).tolist()
 
 
 def _merge_texts(pieces: list[tuple[bool, str]]) -> list[tuple[bool, str]]:
@@ -289,6 +316,7 @@ class VideoSettings:
     max_frames: int = 768
     total_pixels: int = 3584 * 784  # 784 = 28 * 28 pixels make one token of two frames
     min_pixels: int = 16 * 784
+    factor: int = QWEN2_5.factor  # pixels of a token's side: `Geometry.factor`
 
 
 def frame_indices(num_frames: int, fps: float, *, target_fps: float = 2.0, min_frames: int = 4,
@@ -331,13 +359,14 @@ def smart_resize(height: int, width: int, *, min_pixels: int, max_pixels: int, f
     return new_height, new_width
 
 
-def frame_budget(num_frames: int, total_pixels: int, min_pixels: int) -> float:
-    """Most pixels of one of `num_frames` frames: `total_pixels` is no hard cap, long videos keep their least size."""
-    return max(min(768 * 784, 2 * total_pixels / num_frames), int(1.05 * min_pixels))
+def frame_budget(num_frames: int, total_pixels: int, min_pixels: int, factor: int = 28) -> float:
+    """Most pixels of one of `num_frames` frames, 768 tokens at most: `total_pixels` is no hard cap, long videos keep their
+    least size."""
+    return max(min(768 * factor**2, 2 * total_pixels / num_frames), int(1.05 * min_pixels))
 
 
 def read_video(path: str | Path, *, target_fps: float = 2.0, max_frames: int = 768, total_pixels: int = 3584 * 784,
-               min_pixels: int = 16 * 784, start: float | None = None, end: float | None = None,
+               min_pixels: int = 16 * 784, factor: int = 28, start: float | None = None, end: float | None = None,
                frames: list[int] | int | None = None, dense_windows: list[list[float]] | None = None,
                density: float = 1.5, fps: float = 2.0, reader: str | None = None) -> Clip:
     """Decode the frames a model sees, resized to the pixel budget. T is even unless `frames` lists an odd number.
@@ -354,21 +383,22 @@ def read_video(path: str | Path, *, target_fps: float = 2.0, max_frames: int = 7
     """
     path = find_video(path)
     asked = target_fps, max_frames, start, end, frames, dense_windows, density
+    size = total_pixels, min_pixels, factor
     try:
         try:
-            return _read(open_video(path, fps, reader), asked, total_pixels, min_pixels)
+            return _read(open_video(path, fps, reader), asked, *size)
         except IndexIsWrong:
-            return _read(open_video(path, fps, "decoding"), asked, total_pixels, min_pixels)
+            return _read(open_video(path, fps, "decoding"), asked, *size)
     except DECODING_ERRORS as error:
         raise VideoError(path, first_line(error)) from error
 
 
-def _read(source: Source, asked: tuple, total_pixels: int, min_pixels: int) -> Clip:
+def _read(source: Source, asked: tuple, total_pixels: int, min_pixels: int, factor: int) -> Clip:
     indices, sample_fps = choose_frames(source, *asked)
-    budget = frame_budget(len(indices), total_pixels, min_pixels)
+    budget = frame_budget(len(indices), total_pixels, min_pixels, factor)
     wanted, resized, size = sorted(set(indices)), {}, None
     for index, frame in zip(wanted, source.fetch(wanted), strict=True):
-        size = size or smart_resize(*frame.shape[:2], min_pixels=min_pixels, max_pixels=budget)
+        size = size or smart_resize(*frame.shape[:2], min_pixels=min_pixels, max_pixels=budget, factor=factor)
         resized[index] = _resize(torch.from_numpy(frame), size)
     start = asked[2] or 0
     seconds = torch.from_numpy(source.begins[indices] - start)
@@ -452,59 +482,72 @@ def video_arguments(sample: dict, settings: VideoSettings) -> dict:
 # ---------------------------------------------------------------------------------------------------------------------
 # 3. Patches and positions
 
-PATCH, MERGE = 14, 2  # a token is MERGE x MERGE patches of PATCH x PATCH pixels and 2 frames
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
+Grid = tuple[int, int, int]  # t, h, w: frame pairs, and rows and columns of patches
 
 
-def patchify(frames: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int, int]]:
+def patchify(frames: torch.Tensor, geometry: Geometry = QWEN2_5) -> tuple[torch.Tensor, Grid]:
     """Frames (T, 3, H, W) uint8 to patches (N, 1176) float32 and the grid (t, h, w) in patches, N = t * h * w.
 
-    1176 = 3 channels * 2 frames * 14 * 14 pixels, in this order. Four rows in a row are one 2 x 2 block of patches,
-    which the vision tower merges into one token; tokens run row by row, then frame pair by frame pair. An odd T repeats
-    its last frame. Works where `frames` lies: on the GPU it is faster and moves a quarter of the bytes.
+    1176 = 3 channels * 2 frames * 14 * 14 pixels, in this order (Qwen3-VL: 16 * 16). Four rows in a row are one 2 x 2
+    block of patches, which the vision tower merges into one token; tokens run row by row, then frame pair by frame pair.
+    An odd T repeats its last frame. Works where `frames` lies: on the GPU it is faster and moves a quarter of the bytes.
     """
-    T, _, H, W = frames.shape
-    if frames.dtype != torch.uint8 or H % (PATCH * MERGE) or W % (PATCH * MERGE) or T < 1:
+    (T, _, H, W), patch = frames.shape, geometry.patch
+    if frames.dtype != torch.uint8 or H % geometry.factor or W % geometry.factor or T < 1:
         raise ValueError(f"frames are {tuple(frames.shape)} {frames.dtype}; patches need uint8 with sides that are "
-                         "multiples of 28")
+                         f"multiples of {geometry.factor}")
     if T % 2:
         frames = torch.cat([frames, frames[-1:]])
-    mean, std = (torch.tensor(value, device=frames.device).view(3, 1, 1) for value in (MEAN, STD))
+    mean, std = (torch.tensor(value, device=frames.device).view(3, 1, 1) for value in (geometry.mean, geometry.std))
     pixels = (frames.float() / 255 - mean) / std
-    t, h, w = len(frames) // 2, H // PATCH, W // PATCH
-    pixels = pixels.reshape(t, 2, 3, h // 2, 2, PATCH, w // 2, 2, PATCH)
+    t, h, w = len(frames) // 2, H // patch, W // patch
+    pixels = pixels.reshape(t, 2, 3, h // 2, 2, patch, w // 2, 2, patch)
     #                       0  1  2    3     4    5      6     7    8
     # (t, block row, block column, row in block, column in block; channel, frame, y, x)
-    patches = pixels.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(t * h * w, 3 * 2 * PATCH * PATCH)
+    patches = pixels.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(t * h * w, 3 * 2 * patch * patch)
     return patches, (t, h, w)
 
 
-def num_video_tokens(grid: tuple[int, int, int]) -> int:
+def num_video_tokens(grid: Grid) -> int:
     """V of a grid in patches: a token is 2 x 2 of them."""
     return math.prod(grid) // MERGE**2
 
 
-def mrope_positions(ids: torch.Tensor, grid: tuple[int, int, int] | None, seconds_per_grid: float | torch.Tensor, *,
-                    video_token_id: int, tokens_per_second: int = 2) -> torch.Tensor:
-    """Rotary positions (3, P) int64, axes time, height, width, of a prompt with at most one video.
+def mrope_positions(ids: torch.Tensor, grids: list[Grid] | Grid | None, seconds_per_grid: float | torch.Tensor, *,
+                    video_token_id: int, tokens_per_second: float = 2) -> torch.Tensor:
+    """Rotary positions (3, P) int64, axes time, height, width, of a prompt with a run of visual tokens for each of `grids`.
 
-    Text counts up on all three axes at once. The video starts at the next position q: its token (t, y, x) stands at
+    Text counts up on all three axes at once. A run starts at the next position q: its token (t, y, x) stands at
     (q + trunc(t * seconds_per_grid * tokens_per_second), q + y, q + x). Text goes on at 1 + the largest position of
-    any axis. A tensor (t,) in place of seconds_per_grid tells when each grid begins: a variable rate's own seconds stand for
-    t * seconds_per_grid. This is what the published checkpoints were trained with (transformers 4.49 to 4.51); later versions of
-    the library differ from it silently, so one tensor is computed here and passed to sampling and scoring alike.
-    `grid` is in patches; None for text only. ValueError where grid and ids disagree.
+    any axis. A tensor (t,) in place of seconds_per_grid tells when each of the t of a grid begins: a variable rate's own
+    seconds stand for t * seconds_per_grid. Qwen2.5-VL has one grid for a video, and these are the positions that its
+    checkpoints were trained with (transformers 4.49 to 4.51); later versions of the library differ from it silently, so one
+    tensor is computed here and passed to sampling and scoring alike. Qwen3-VL has a grid of t = 1 for each pair of frames.
+    Grids are in patches; None for text only. ValueError where grids and ids disagree.
     """
-    places = (ids == video_token_id).nonzero().flatten()
-    V = num_video_tokens(grid) if grid else 0
-    if len(places) != V or (V and int(places[-1] - places[0]) != V - 1):
-        raise ValueError(f"the prompt has {len(places)} video tokens, a grid of {grid} patches needs {V} in one run")
-    P = len(ids)
-    if not V:
-        return torch.arange(P).expand(3, P).clone()
+    grids = [] if grids is None else grids if isinstance(grids, list) else [grids]
+    runs, wanted = _runs(ids == video_token_id), [num_video_tokens(grid) for grid in grids]
+    if [length for _, length in runs] != wanted:
+        raise ValueError(f"the prompt has {sum(length for _, length in runs)} video tokens in {len(runs)} runs, grids of "
+                         f"{', '.join(map(str, grids)) or 'no'} patches need {sum(wanted)} in {len(wanted)}")
+    parts, place, q = [], 0, 0  # up to `place` in the prompt positions are given, the next one is q
+    for (start, length), grid in zip(runs, grids):
+        text = q + torch.arange(start - place).expand(3, -1)
+        run = q + start - place + _grid_positions(grid, seconds_per_grid, tokens_per_second)
+        parts, place, q = [*parts, text, run], start + length, int(run.max()) + 1
+    return torch.cat([*parts, q + torch.arange(len(ids) - place).expand(3, -1)], dim=1)
+
+
+def _runs(where: torch.Tensor) -> list[tuple[int, int]]:
+    """(start, length) of each run of true values in (P,)."""
+    edges = torch.cat([where.new_zeros(1), where, where.new_zeros(1)]).int().diff()
+    starts, ends = (edges == 1).nonzero().flatten(), (edges == -1).nonzero().flatten()
+    return list(zip(starts.tolist(), (ends - starts).tolist()))
+
+
+def _grid_positions(grid: Grid, seconds_per_grid: float | torch.Tensor, tokens_per_second: float) -> torch.Tensor:
+    """(3, V), counted from the first one."""
     t, h, w = grid[0], grid[1] // MERGE, grid[2] // MERGE
-    start = int(places[0])
     # float32 and this order of factors are the reference's: a product just under a whole number truncates as there.
     if isinstance(seconds_per_grid, torch.Tensor):
         if seconds_per_grid.shape != (t,):
@@ -512,17 +555,15 @@ def mrope_positions(ids: torch.Tensor, grid: tuple[int, int, int] | None, second
         time = (seconds_per_grid * tokens_per_second).long()
     else:
         time = (torch.arange(t, dtype=torch.float32) * seconds_per_grid * tokens_per_second).long()
-    video = start + torch.stack([axis.flatten() for axis in torch.meshgrid(
-        time, torch.arange(h), torch.arange(w), indexing="ij")])  # (3, V)
-    before = torch.arange(start).expand(3, -1)
-    after = (int(video.max()) + 1 + torch.arange(P - start - V)).expand(3, -1)
-    return torch.cat([before, video, after], dim=1)
+    return torch.stack([axis.flatten() for axis in torch.meshgrid(time, torch.arange(h), torch.arange(w), indexing="ij")])
 
 
-def shared_times(settings: VideoSettings, tokens_per_second: int = 2) -> str | None:
-    """A note where the frame rate asked for gives neighbouring grids, of two frames each, the same position in time."""
+def shared_times(settings: VideoSettings, geometry: Geometry = QWEN2_5) -> str | None:
+    """A note where the frame rate asked for gives neighbouring grids, of two frames each, the same position in time. (Times
+    as text may be equal too, but each has a place of its own.)"""
+    tokens_per_second = geometry.tokens_per_second
     most = 2 * tokens_per_second
-    if settings.target_fps <= most:
+    if settings.target_fps <= most or geometry.timestamps:
         return None
     return (f"--fps {settings.target_fps:g}: above {most} frames a second, pairs of frames share positions in time (the "
             f"published rule cuts them down to {1 / tokens_per_second:g} s), and the model cannot tell their order")
@@ -537,8 +578,8 @@ class Prompt:
     """Everything the model needs to know of one sample."""
     sample: dict
     ids: torch.Tensor  # (P,) int64
-    patches: torch.Tensor | None  # (N, 1176) float32
-    grid: tuple[int, int, int] | None  # in patches
+    patches: torch.Tensor | None  # (N, 1176) float32; Qwen3-VL: (N, 1536)
+    grid: Grid | None
     positions: torch.Tensor  # (3, P) int64
 
 
@@ -547,7 +588,7 @@ class PromptTooLong(ValueError):
 
 
 def prepare(sample: dict, clip: Clip | None, tokenizer, style: str = "think", *, max_prompt_tokens: int | None = None,
-            tokens_per_second: int = 2, device: str | torch.device = "cpu") -> Prompt:
+            geometry: Geometry = QWEN2_5, device: str | torch.device = "cpu") -> Prompt:
     """The prompt of one sample as tensors on `device`; `clip` is None for a text-only sample.
 
     A prompt is never truncated, because that would cut the question or part of the video: PromptTooLong over
@@ -555,26 +596,30 @@ def prepare(sample: dict, clip: Clip | None, tokenizer, style: str = "think", *,
     """
     if (clip is None) != ("video" not in sample):
         raise ValueError(f"sample {sample['id']}: {'no clip for' if clip is None else 'a clip but no'} 'video'")
-    patches, grid, seconds_per_grid = None, None, 1.0
+    patches, grid, grids, times, seconds_per_grid = None, None, None, None, 0.0
     if clip is not None:
-        patches, grid = patchify(clip.frames.to(device))
-        # A grid is two frames. Listed frames may lie before `start`, and nothing stands before the video's first position.
-        seconds_per_grid = 2 / clip.sample_fps if clip.is_constant else clip.seconds[::2].clamp(min=0)
-    ids = encode_prompt(tokenizer, build_prompt(sample, style), num_video_tokens(grid) if grid else 0)
-    check_prompt_length(sample, ids, clip, max_prompt_tokens)
-    positions = mrope_positions(ids, grid, seconds_per_grid, tokens_per_second=tokens_per_second,
+        patches, grid = patchify(clip.frames.to(device), geometry)
+        if geometry.timestamps:  # a run of tokens for each pair of frames
+            grids, times = [(1, *grid[1:])] * grid[0], frame_pair_times(clip.seconds)
+        else:
+            grids = [grid]
+            # A grid is two frames. Listed frames may lie before `start`, and nothing stands before the video's first position.
+            seconds_per_grid = 2 / clip.sample_fps if clip.is_constant else clip.seconds[::2].clamp(min=0)
+    ids = encode_prompt(tokenizer, build_prompt(sample, style), num_video_tokens(grid) if grid else 0, times, geometry)
+    check_prompt_length(sample, ids, clip, max_prompt_tokens, geometry.factor)
+    positions = mrope_positions(ids, grids, seconds_per_grid, tokens_per_second=geometry.tokens_per_second,
                                 video_token_id=tokenizer.convert_tokens_to_ids(VIDEO_PAD))
     return Prompt(sample, ids.to(device), patches, grid, positions.to(device))
 
 
-def check_prompt_length(sample: dict, ids: torch.Tensor, clip: Clip | None, limit: int | None) -> None:
+def check_prompt_length(sample: dict, ids: torch.Tensor, clip: Clip | None, limit: int | None, factor: int) -> None:
     """PromptTooLong with the arithmetic (frames x size -> tokens) for a prompt over `limit` tokens."""
     if limit is None or len(ids) <= limit:
         return
     message = f"sample {sample['id']}: the prompt has {len(ids)} tokens, more than {limit}"
     if clip is not None:
         T, _, H, W = clip.frames.shape
-        t, h, w = math.ceil(T / 2), H // 28, W // 28
+        t, h, w = math.ceil(T / 2), H // factor, W // factor
         message += (f": {T} frames of {W} x {H} pixels -> {t} x {h} x {w} = {t * h * w} video tokens, and "
                     f"{len(ids) - t * h * w} of text; lower --total_pixels or --max_frames")
     raise PromptTooLong(message)

@@ -294,7 +294,12 @@ def say_letter_and_span(samples: list[dict], fallback: float, choose=from_start_
 
 def copy_start_box(samples: list[dict], fallback: float) -> list[str]:
     """The box of the prompt, eight times."""
-    return [write(sample, json.dumps(rewards.true_boxes(sample)[:1] * 8)) for sample in samples]
+    return [write(sample, json.dumps([start_box(sample)] * 8)) for sample in samples]
+
+
+def start_box(sample: dict) -> list[float]:
+    """In the units of the model, which is what rewards.py reads."""
+    return [value * sample.get("box_units", 1) for value in rewards.true_boxes(sample)[0]]
 
 
 MOST_CAPTIONS = 100  # that are tried as the constant one

@@ -1,6 +1,6 @@
 """The policy: tokens in, probabilities out.
 
-One class, `VideoLM`, wraps an unmodified Hugging Face Qwen2.5-VL and does four things with it:
+One class, `VideoLM`, wraps an unmodified Hugging Face Qwen2.5-VL or Qwen3-VL and does four things with it:
 
     load / save       a folder or a hub id in, the same layout out
     encode_video      patches (N, 1176) -> video embeddings (V, D): here pixels end
@@ -17,13 +17,19 @@ Both plug into the library's decoder layers as one registered attention function
 tower (`WindowAttention`); nothing else of the library is touched.
 Positions are always passed in (data.mrope_positions): the library's own change between versions.
 
+The two models differ here in one thing. Qwen3-VL's tower has further outputs for each video token, which are added behind
+the first decoder layers (deepstack). They ride behind the embedding: rows of (1 + n) D, of which `_layers` adds the k-th D
+behind layer k; n is 0 for Qwen2.5-VL, and text has zeros there.
+
 Left out on purpose: beam search, top-k, top-p and repetition penalties. What is sampled must be what is scored.
 
 Shapes: Q questions, G completions of one question, C tokens of the longest completion, P prompt tokens with V video tokens
-among them, N patches = 4 V, D hidden size, H heads, K key/value heads, d head size, L tokens of a packed row, W vocabulary.
+among them, N patches = 4 V, D hidden size (of embedded prompts (1 + n) D, see above), H heads, K key/value heads, d head
+size, L tokens of a packed row, W vocabulary.
 """
 
 import functools
+import json
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -35,18 +41,21 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoConfig, AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+from transformers import AutoConfig, AutoTokenizer, Qwen2_5_VLForConditionalGeneration, Qwen3VLForConditionalGeneration
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import logging
 
 from data import Prompt
 from lib import hf_folder, kernels, lora
+from lib.geometry import geometry_of
 from lib.sharding import Sharding
 
 try:  # only where a CUDA compiler could build it
     from flash_attn import flash_attn_func
 except ImportError:
     flash_attn_func = None
+
+CLASSES = {"qwen2_5_vl": Qwen2_5_VLForConditionalGeneration, "qwen3_vl": Qwen3VLForConditionalGeneration}  # by model_type
 
 logging.disable_progress_bar()  # of shards being read and written: ours is the only bar on the screen
 
@@ -270,9 +279,9 @@ def decoder_layer(layer, hidden: Tensor, rope: tuple[Tensor, Tensor], attend: Ca
 
 
 class VideoLM:
-    """A Qwen2.5-VL with its tokenizer. `pack_tokens` bounds how many tokens go through the layers in one pass."""
+    """One of CLASSES with its tokenizer. `pack_tokens` bounds how many tokens go through the layers in one pass."""
 
-    def __init__(self, hf: Qwen2_5_VLForConditionalGeneration, tokenizer, source: str, pack_tokens: int = 16384):
+    def __init__(self, hf, tokenizer, source: str, pack_tokens: int = 16384):
         self.hf, self.tokenizer, self.source, self.pack_tokens = hf, tokenizer, source, pack_tokens
         self.own_files: dict[str, bytes] = {}  # what lay beside the weights, by name
         self.visual, self.text, self.lm_head = hf.model.visual, hf.model.language_model, hf.lm_head
@@ -281,7 +290,7 @@ class VideoLM:
         kernels.use_own_forwards(hf)
         config = hf.config
         self.video_token_id = config.video_token_id
-        self.tokens_per_second = config.vision_config.tokens_per_second
+        self.geometry = geometry_of(config.to_dict())
         # A sampled placeholder would later be taken for a piece of video: never sampled, never scored.
         self.banned_ids = sorted({config.image_token_id, config.video_token_id, config.vision_start_token_id,
                                   config.vision_end_token_id})
@@ -308,7 +317,7 @@ class VideoLM:
 
     @classmethod
     def load(cls, name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> "VideoLM":
-        """A checkpoint folder or hub id. Raises ValueError, with its name, for any architecture but Qwen2.5-VL, and for a
+        """A checkpoint folder or hub id. Raises ValueError, with its name, for any architecture but CLASSES, and for a
         folder whose files are broken or whose weights are not this model's."""
         hf_folder.check_folder(Path(name))
         try:
@@ -317,10 +326,11 @@ class VideoLM:
             raise ValueError(f"--model {name}: no such folder or hub id that could be loaded "
                              f"({str(error).splitlines()[0]})") from error
         hf_folder.check_type(name, config.model_type)
-        hf = hf_folder.load_whole(Qwen2_5_VLForConditionalGeneration, name, dtype)
+        hf = hf_folder.load_whole(CLASSES[config.model_type], name, dtype)
         model = cls(hf.to(device), AutoTokenizer.from_pretrained(name, trust_remote_code=False), name)
         # Now, because at the end of a run the folder may be gone, or be another model's.
         model.own_files = hf_folder.own_files(name)
+        model.geometry = geometry_of(hf.config.to_dict(), json.loads(model.own_files.get("preprocessor_config.json", "{}")))
         return model
 
     def save(self, folder: str | Path, weights: dict[str, Tensor] | None = None, dtype: torch.dtype | None = None) -> None:
@@ -367,7 +377,8 @@ class VideoLM:
     # --- prompt to embeddings ---
 
     def encode_video(self, patches: Tensor, grid: tuple[int, int, int]) -> Tensor:
-        """patches (N, 1176), grid (t, h, w) in patches -> (V, D), V = N / 4: 2 x 2 patches are merged into one token."""
+        """patches (N, 1176), grid (t, h, w) in patches -> (V, D), V = N / 4: 2 x 2 patches are merged into one token.
+        With deepstack (V, (1 + n) D)."""
         return self.encode_videos([patches], [grid])[0]
 
     def encode_videos(self, patches: list[Tensor], grids: list[tuple[int, int, int]]) -> list[Tensor]:
@@ -379,6 +390,7 @@ class VideoLM:
             row = torch.cat(patches).to(self.device, self.visual.dtype)  # (N, 1176)
             out = self.visual(row, grid_thw=grid, attend=kernels.WindowAttention())
         merged = getattr(out, "pooler_output", out)  # older releases return the tensor itself
+        merged = torch.cat([merged, *getattr(out, "deepstack_features", [])], dim=-1)
         return list(merged.split(sizes))
 
     def encode_prompts(self, prompts: list[Prompt]) -> list[Tensor | None]:
@@ -416,6 +428,8 @@ class VideoLM:
         if int(where.sum()) != num_rows:
             raise ValueError(f"the prompt has {int(where.sum())} video placeholders, the video {num_rows} tokens")
         if video is not None:
+            if video.shape[-1] > row.shape[-1]:  # deepstack, to which text adds nothing
+                row = F.pad(row, (0, video.shape[-1] - row.shape[-1]))
             row = row.masked_scatter(where[:, None], video.to(row.dtype))
         return row.unsqueeze(0)
 
@@ -478,7 +492,7 @@ class VideoLM:
         last = []
         for pack in self.pack([e.shape[1] for e in embeds]):
             spans = [(embeds[i].shape[1], 0, 0) for i in pack]
-            row = torch.cat([embeds[i] for i in pack], dim=1)  # (1, L, D)
+            row = cat_rows([embeds[i] for i in pack])  # (1, L, D)
             hidden = self._layers(row, torch.cat([positions[i] for i in pack], dim=1), PackedAttention(spans, cache).of)
             ends = torch.tensor([P for P, _, _ in spans], device=self.device).cumsum(0) - 1
             last.append(hidden[0, ends])
@@ -550,11 +564,11 @@ class VideoLM:
         spans, row, where = [], [], []
         for e, f, p in zip(embeds, fed, positions):
             G, own = f.shape[:2]
-            row += [e, f.reshape(1, G * own, e.shape[-1])]
+            row += [e, f.reshape(1, G * own, f.shape[-1])]
             after = p.max() + 1 + torch.arange(own, device=p.device)  # (C - 1,): a completion counts on from its prompt
             where += [p.to(self.device), after.repeat(G).expand(3, -1).to(self.device)]
             spans.append((e.shape[1], G, own))
-        hidden = self._layers(torch.cat(row, dim=1), torch.cat(where, dim=1), PackedAttention(spans).of)  # (1, L, D)
+        hidden = self._layers(cat_rows(row), torch.cat(where, dim=1), PackedAttention(spans).of)  # (1, L, D)
         out = []
         for (P, G, own), h, t in zip(spans, hidden[0].split([P + G * own for P, G, own in spans]), tokens):
             first = h[P - 1].expand(G, 1, -1)  # the prompt's last position predicts the first token of all G
@@ -569,7 +583,7 @@ class VideoLM:
         (G, C), P = tokens.shape, embeds.shape[1]
         own = positions.max() + 1 + torch.arange(C - 1, device=positions.device)
         where = torch.cat([positions, own.expand(3, -1)], dim=1)[:, None].expand(-1, G, -1)  # (3, G, P + C - 1)
-        row = torch.cat([embeds.expand(G, -1, -1), fed], dim=1)  # (G, P + C - 1, D)
+        row = cat_rows([embeds.expand(G, -1, -1), fed])  # (G, P + C - 1, D)
         hidden = self._layers(row, where, lambda layer: causal_attention)
         return self._score_tokens(hidden[:, P - 1:], tokens.to(self.device), temperature, with_entropy)
 
@@ -594,14 +608,18 @@ class VideoLM:
 
     def _layers(self, hidden: Tensor, positions: Tensor, attention_of: Callable[[int], Callable],
                 run_layer: Callable | None = None) -> Tensor:
-        """hidden (B, S, D), positions (3, S) or (3, B, S) -> (B, S, D). `attention_of` a layer's number: its attention."""
+        """hidden (B, S, D) or (B, S, (1 + n) D), positions (3, S) or (3, B, S) -> (B, S, D). `attention_of` a layer's number:
+        its attention."""
         run_layer = run_layer or decoder_layer
+        D = self.text.config.hidden_size
+        hidden, *deeper = hidden.split(D, dim=-1) if hidden.shape[-1] > D else (hidden,)
         positions = positions.to(self.device)
         positions = positions if positions.dim() == 3 else positions.unsqueeze(1)
         with self._compute():
             rope = self.text.rotary_emb(hidden, positions)  # cos, sin: (B, S, d)
             for i, layer in enumerate(self.text.layers):
                 hidden = run_layer(layer, hidden, rope, attention_of(i))
+                hidden = hidden + deeper[i] if i < len(deeper) else hidden
             return self.text.norm(hidden)
 
     def _log_softmax(self, hidden: Tensor, temperature: float) -> Tensor:
@@ -623,6 +641,12 @@ class VideoLM:
         if self.autocast is None:
             return nullcontext()
         return torch.autocast(self.device.type, self.autocast, cache_enabled=not torch.is_grad_enabled())
+
+
+def cat_rows(rows: list[Tensor]) -> Tensor:
+    """Rows (B, S, D) or (B, S, (1 + n) D) one behind the other, the narrower ones with zeros for deepstack."""
+    width = max(row.shape[-1] for row in rows)
+    return torch.cat([F.pad(row, (0, width - row.shape[-1])) if row.shape[-1] < width else row for row in rows], dim=1)
 
 
 def end_token_ids(hf, tokenizer) -> set[int]:

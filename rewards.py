@@ -286,11 +286,14 @@ def box_cells(text: str) -> list[list[str]] | None:
     return [cells for _, cells in rows]
 
 
-def parse_boxes(text: str) -> tuple[list[list[float]] | None, str]:
-    """The 8 boxes of a tracking answer, as written, out of range or not. Reason: bad_boxes."""
+def parse_boxes(text: str, units: float = 1) -> tuple[list[list[float]] | None, str]:
+    """The 8 boxes of a tracking answer, as fractions of the frame, out of range or not. `units`: what a side of the frame is in
+    the model's boxes, 1000 for Qwen3-VL; here alone they become fractions. Reason: bad_boxes."""
     cells = box_cells(text)
     boxes = None if cells is None else [numbers(row) for row in cells]
-    return (None, "bad_boxes") if boxes is None or None in boxes else (boxes, "ok")
+    if boxes is None or None in boxes:
+        return None, "bad_boxes"
+    return (boxes if units == 1 else [[value / units for value in box] for box in boxes]), "ok"
 
 
 # A capital that stands alone: "(C)", "C:", not the one in "Dancing", "C3", "A-frame" or "D's".
@@ -421,7 +424,8 @@ MOMENTS = Block(lambda text, sample: parse_moments(text), {
     "bad_windows": "the answer is no list of (start, end)", "reversed_interval": "an interval ends before it starts"},
     has_form=WINDOWS.has_form)
 # Not parse_boxes: eight lists of four quoted strings have the form, though no box can be read from them.
-EIGHT_BOXES = Block(lambda text, sample: parse_boxes(text), {"bad_boxes": "the answer is no list of 8 lists of 4 numbers"},
+EIGHT_BOXES = Block(lambda text, sample: parse_boxes(text, sample.get("box_units", 1)),
+                    {"bad_boxes": "the answer is no list of 8 lists of 4 numbers"},
                     has_form=lambda text: box_cells(text) is not None)
 LABEL = Block(lambda text, sample: parse_label(text), {"empty_answer": "the answer is empty"})
 CAPTION = Block(lambda text, sample: parse_caption(text), {"empty_answer": "the answer is empty"})

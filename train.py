@@ -84,6 +84,8 @@ class Config:
     total_pixels: int = papers(12 * 784, "pixel budget of a whole video; 784 pixels of two frames make a token", with_model=3584 * 784,
                                within=PIXELS)
     min_pixels: int = papers(784, "least pixels of a frame", with_model=16 * 784, within=PIXELS)
+    timestamps: bool = papers(False, "the time as text before each pair of frames for Qwen2.5-VL, too, as TimeLens shows it; "
+                                     "Qwen3-VL always has it")
     max_prompt_tokens: int = papers(16384, "a longer prompt is an error, never cut", within=TOKENS)
     # GRPO
     steps: int = papers(120, "GRPO steps; -1: once through the (selected) data, -3: three times", with_model=FULL_PASS,
@@ -161,6 +163,7 @@ class Config:
     device: str = machine("auto", "auto takes CUDA, then MPS, then the CPU")
 
     # the synthetic task
+    toy_model: str = synthetic("qwen2_5", "the tiny random model: a Qwen2.5-VL or a Qwen3-VL", choices=tuple(toy.FAMILIES))
     toy_train: int = synthetic(600, "training clips", within=COUNT)
     toy_eval: int = synthetic(200, "held-out clips", within=COUNT)
 
@@ -188,7 +191,7 @@ def parse_config(arguments: list[str] | None = None) -> Config:
 
 
 # What decides which question comes when, and how it is sampled: another value would make a resumed run another run.
-FIXED = ("model", "train_data", "tasks", "seed", "toy_train", "toy_eval", "prompt", "questions", "sft_questions",
+FIXED = ("model", "train_data", "tasks", "seed", "toy_model", "toy_train", "toy_eval", "prompt", "timestamps", "questions", "sft_questions",
          "lora_rank", "lora_alpha")
 
 
@@ -437,7 +440,7 @@ def select_samples(run: Run, policy: VideoLM, samples: list[dict], score) -> dic
     """Answer every training question `select_k` times and keep those that are worth training on: {ids, report}."""
     config, world = run.config, run.world
     sampling = SamplingSettings(config.prompt, config.max_new_tokens, config.max_prompt_tokens, config.select_k,
-                                config.temperature, config.reward, config.seed)
+                                config.temperature, config.reward, config.seed, timestamps=config.timestamps)
     partial_answers = run.out / "selecting"  # an interrupted selection goes on there
     claim(world, partial_answers,
           fingerprint("the policy before GRPO", config.judge, sampling, run.loader.settings, samples))
@@ -566,6 +569,7 @@ def load_model(config: Config, world: World, name: str, dtype: torch.dtype = tor
         dtype = torch.bfloat16
     model = VideoLM.load(name, world.device, dtype)
     model.pack_tokens, model.compile_decoding = config.pack_tokens, config.compile
+    model.geometry = model.geometry.with_times(config.timestamps)
     if config.gradient_checkpointing:
         model.hf.gradient_checkpointing_enable({"use_reentrant": False})
     if config.lora_rank:
@@ -630,8 +634,10 @@ def carry_out(config: Config, world: World) -> None:
         hf_folder.check_folder(Path(config.model))
     judge = load_judge(config.judge, world.device)
     score = partial(rewards.score, mix=config.reward, judge=judge)
-    settings = VideoSettings(config.fps, config.max_frames, config.total_pixels, config.min_pixels)
-    if world.is_first and (note := shared_times(settings)):
+    geometry = hf_folder.geometry_in(config.model) if config.model else toy.FAMILIES[config.toy_model].geometry
+    geometry = geometry.with_times(config.timestamps)
+    settings = VideoSettings(config.fps, config.max_frames, config.total_pixels, config.min_pixels, geometry.factor)
+    if world.is_first and (note := shared_times(settings, geometry)):
         print(note)
     cache_bytes = 2**32 if config.model else 2**29  # of decoded clips in memory
     with VideoLoader(settings, num_workers=config.num_workers, cache_bytes=cache_bytes, frame_cache=config.frame_cache,
@@ -645,8 +651,9 @@ def carry_out(config: Config, world: World) -> None:
             initial, train_data, eval_data = toy.prepare(config, world)
         root = config.video_root or None
         # Whether a thought is asked for is part of the sample from here on: prompt and format reward must agree.
-        train = with_style(load_samples(train_data, root, config.tasks, config.seed), config.prompt)
-        held_out = with_style(load_samples(eval_data, root, config.tasks), config.prompt) if eval_data else []
+        train = with_style(load_samples(train_data, root, config.tasks, config.seed), config.prompt, geometry.box_units)
+        held_out = load_samples(eval_data, root, config.tasks) if eval_data else []
+        held_out = with_style(held_out, config.prompt, geometry.box_units)
         if world.is_first:
             print("".join(f"{line}\n" for line in unread_keys(train + held_out)), end="")
         run.progress = Progress(work_of_stages(config, len(train), len(held_out)), world.is_first)

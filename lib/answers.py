@@ -17,7 +17,7 @@ from lib.files import write_whole
 # ---- how a model is asked -------------------------------------------------------------------------------------------
 
 ASKED = "asked.json"  # in a model's folder
-PUBLISHED = {"prompt": "think", "fps": 2.0, "max_frames": 768, "total_pixels": 3584 * 784, "min_pixels": 16 * 784,
+PUBLISHED = {"prompt": "think", "timestamps": False, "fps": 2.0, "max_frames": 768, "total_pixels": 3584 * 784, "min_pixels": 16 * 784,
              "max_new_tokens": 1024, "max_prompt_tokens": 16384}  # VideoChat-R1's, where a folder does not say
 
 
@@ -32,6 +32,7 @@ class SamplingSettings:
     mix: str = "sum"  # of the reward's parts
     seed: int = 0
     batch: int = 32  # questions answered together, on each rank
+    timestamps: bool = False  # times as text, where the model does not always have them
 
 
 def read_asked(model: str) -> dict:
@@ -91,11 +92,13 @@ def fingerprint(model: str, judge: str, sampling: SamplingSettings, settings: Vi
     among it. `model` and `judge` are names."""
     digest = hashlib.sha256(json.dumps(samples, sort_keys=True).encode()).hexdigest()
     model = str(Path(model)) if Path(model).exists() else model  # "final" and "final/" are one model
-    return {"model": model, "weights": weights_of(model), "prompt": sampling.style, "reward": sampling.mix, "judge": judge,
+    return {"model": model, "weights": weights_of(model), "prompt": sampling.style,
+            "timestamps": sampling.timestamps, "reward": sampling.mix, "judge": judge,
             "num_samples": sampling.num_samples, "temperature": sampling.temperature, "seed": sampling.seed,
             "max_new_tokens": sampling.max_new_tokens, "max_prompt_tokens": sampling.max_prompt_tokens,
             "fps": settings.target_fps, "max_frames": settings.max_frames, "total_pixels": settings.total_pixels,
-            "min_pixels": settings.min_pixels, "samples": f"{len(samples)} with sha256 {digest}"}
+            "min_pixels": settings.min_pixels, "factor": settings.factor,
+            "samples": f"{len(samples)} with sha256 {digest}"}
 
 
 def weights_of(model: str) -> str:

@@ -18,6 +18,8 @@ from torch import Tensor
 from transformers.utils import cached_file, logging
 from transformers.utils.hub import extract_commit_hash
 
+from lib.geometry import GEOMETRIES, Geometry, geometry_of
+
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json",
                    "added_tokens.json")
 # What a checkpoint folder holds beside its weights.
@@ -58,9 +60,9 @@ def check_folder(folder: Path) -> None:
 
 
 def check_type(name: str | Path, model_type: str | None) -> None:
-    if model_type != "qwen2_5_vl":
-        raise ValueError(f"{name} is a {model_type!r} model; this code is for 'qwen2_5_vl' alone, whose patches and "
-                         "positions it writes by hand")
+    if model_type not in GEOMETRIES:
+        raise ValueError(f"{name} is a {model_type!r} model; this code is for {' and '.join(map(repr, GEOMETRIES))} alone, "
+                         "whose patches and positions it writes by hand")
 
 
 def check_json(file: Path) -> None:
@@ -85,11 +87,21 @@ def load_whole(cls: type, name: str, dtype: torch.dtype):
                          f"{len(info['mismatched_keys']) - 1} more: put the config.json there that belongs to the weights")
     if missing := sorted(info["missing_keys"]):
         raise ValueError(f"{name}: its weights lack {len(missing)} of this model's, first {', '.join(missing[:3])}, which "
-                         "would be random numbers: --model takes a whole Qwen2.5-VL checkpoint (merge an adapter first)")
+                         "would be random numbers: --model takes a whole checkpoint (merge an adapter first)")
     return hf
 
 
 # --- write ------------------------------------------------------------------------------------------------------------
+
+
+def geometry_in(source: str) -> Geometry:
+    """What a folder or hub id says of its `Geometry`, before its weights are read."""
+    files = own_files(source)
+    if "config.json" not in files:
+        return Geometry()  # nothing there: loading it says so
+    config = json.loads(files["config.json"])
+    check_type(source, config.get("model_type"))
+    return geometry_of(config, json.loads(files.get("preprocessor_config.json", "{}")))
 
 
 def own_files(source: str) -> dict[str, bytes]:
@@ -116,5 +128,10 @@ def with_type_of(weights: dict[str, Tensor], config: bytes) -> bytes:
     known = json.loads(config)
     kinds = {w.dtype for w in weights.values()}
     kind = str(torch.float32 if torch.float32 in kinds else min(kinds, key=str)).removeprefix("torch.")
-    changed = known | {key: kind for key in ("torch_dtype", "dtype") if key in known}
+
+    def changed_in(part: dict) -> dict:
+        return part | {key: kind for key in ("torch_dtype", "dtype") if key in part}
+
+    # Qwen3-VL's stands in the part of the language model
+    changed = changed_in(known | {name: changed_in(part) for name, part in known.items() if isinstance(part, dict)})
     return config if changed == known else (json.dumps(changed, indent=2) + "\n").encode()

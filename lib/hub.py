@@ -10,12 +10,14 @@ from huggingface_hub.utils import validate_repo_id
 from lib.flags import command_of
 
 CARD = "README.md"
+KINDS = {"qwen2_5_vl": "Qwen2.5-VL", "qwen3_vl": "Qwen3-VL"}
 OF_THE_MACHINE = ("out", "resume", "overwrite", "dry_run", "push_to_hub", "frame_cache", "frame_cache_gb", "num_workers")
 
 # --- the card ---------------------------------------------------------------------------------------------------------
 
 
-def card(config, results: dict, samples: dict[str, Counter], processes: int, name: str) -> str:
+def card(config, results: dict, samples: dict[str, Counter], processes: int, name: str,
+         model_type: str = "qwen2_5_vl") -> str:
     """README.md of the model `name` (warm_start, best, final) of a run.
 
     `samples`: tasks and their numbers of samples, of the training and the held-out data; `results`: those of the run.
@@ -32,7 +34,7 @@ def card(config, results: dict, samples: dict[str, Counter], processes: int, nam
         "---", *([f"base_model: {config.model}"] if is_on_hub(config.model) else []), "library_name: transformers",
         "pipeline_tag: video-text-to-text", "tags:", "- grpo", "- video", "---", "",
         f"# {Path(config.out).name}: {name}", "",
-        f"A Qwen2.5-VL, trained from {start if config.model else 'random weights on synthetic clips'} to answer questions "
+        f"A {KINDS[model_type]}, trained from {start if config.model else 'random weights on synthetic clips'} to answer questions "
         f"about videos: {what_was_done(config)}." + licence, "",
         "## Data", "",
         f"- training: {data_of(config.train_data, samples['train'])}",

@@ -31,7 +31,7 @@ except ImportError:
 
 class WindowAttention:
     """One pass of the vision tower, N patches of all its videos in one row, cut into segments that see only themselves:
-    windows of at most 8 x 8 patches in most blocks, the h w patches of two frames in the others.
+    windows of at most 8 x 8 patches in most blocks, the h w patches of two frames in the others (Qwen3-VL: in all).
 
     The library calls SDPA once a segment, hundreds of times a block for one video. Segments of equal length, of
     whatever video, are a batch here: videos of one size have at most four lengths of windows, and one of whole frames.
@@ -99,10 +99,10 @@ def use_windows(tower) -> None:
 
 
 def _patch_embedding(self, patches: Tensor) -> Tensor:
-    """patches (N, 1176) -> (N, D of the tower). The library has a convolution whose kernel is as large as its stride, so
+    """patches (N, 1176 or 1536) -> (N, D of the tower). The library has a convolution whose kernel is as large as its stride, so
     each output sees one patch: a matrix product, and cuDNN's three-dimensional convolutions are slow in bfloat16."""
-    weight = self.proj.weight  # (D, 3, 2, 14, 14)
-    return F.linear(patches.to(weight.dtype), weight.flatten(1))
+    weight = self.proj.weight  # (D, 3, 2, 14, 14), or 16 for 14
+    return F.linear(patches.to(weight.dtype), weight.flatten(1), self.proj.bias)
 
 
 def _rms_norm(self, hidden: Tensor) -> Tensor:

@@ -64,7 +64,7 @@ class LoRALinear(nn.Module):
 
 
 def add_adapters(hf, rank: int, alpha: float, targets: list[str], seed: int) -> None:
-    """Freeze a Qwen2.5-VL and put an adapter beside every matrix of its decoder layers whose name is in `targets`."""
+    """Freeze a Qwen2.5-VL or Qwen3-VL and put an adapter beside every matrix of its decoder layers whose name is in `targets`."""
     hf.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     for parent in list(hf.model.language_model.layers.modules()):

@@ -28,7 +28,7 @@ def load_prompts(model, loader, samples: list[dict], style: str, max_prompt_toke
             if change and clip is not None:
                 clip = change(sample, clip)
             prompts.append(prepare(sample, clip, model.tokenizer, style, max_prompt_tokens=max_prompt_tokens,
-                                   tokens_per_second=model.tokens_per_second, device=model.device))
+                                   geometry=model.geometry, device=model.device))
         except forgive as error:
             problems[sample["id"]] = error
             prompts.append(None)
@@ -40,9 +40,10 @@ def sampling_seed(seed: int, step: int, place: int | str) -> int:
     return int.from_bytes(hashlib.blake2b(f"{seed} {step} {place}".encode(), digest_size=7).digest(), "big")
 
 
-def with_style(samples: list[dict], style: str) -> list[dict]:
-    """Samples that say themselves whether a thought is asked for: the format reward reads it there."""
-    return [{**sample, "think": prompt_wants_thought(sample, style)} for sample in samples]
+def with_style(samples: list[dict], style: str, box_units: int = 1) -> list[dict]:
+    """Samples that say themselves whether a thought is asked for, and in which units boxes are: the rewards read it there."""
+    units = {} if box_units == 1 else {"box_units": box_units}
+    return [{**sample, "think": prompt_wants_thought(sample, style), **units} for sample in samples]
 
 
 # ---- the stream of a training run -----------------------------------------------------------------------------------

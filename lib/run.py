@@ -360,7 +360,8 @@ class Run:
             with write_whole(self.out / name) as folder:  # a kill in the middle must not cost the best model so far
                 model.save(folder, weights, dtype)
                 write_asked(folder, asdict(self.config))
-                text = hub.card(self.config, self.results, self.samples, self.world.size, name)
+                text = hub.card(self.config, self.results, self.samples, self.world.size, name,
+                                model.hf.config.model_type)
                 (folder / hub.CARD).write_text(text, encoding="utf-8")
                 if self.config.lora_rank:
                     self.write_adapter(folder / "adapter", model, learned)

@@ -125,6 +125,7 @@ FIELDS = {
                       f"seconds above 0, at most {MOST}; leave it out if unknown"),
     "fps": Field(lambda value: is_number(value) and 0.001 <= value <= 10_000, "frames a second from 0.001 to 10000"),
     "think": Field(lambda value: isinstance(value, bool), "true or false"),
+    "box_units": Field(lambda value: value in (1, 1000), "1 or 1000"),  # set by lib/questions.py for the model
     "target": Field(lambda value: isinstance(value, str), "a string"),
     "dense_windows": SPANS,  # where the video is looked at more closely, and how much more (data.denser_frames)
     "density": Field(lambda value: is_number(value) and 1 <= value <= 1000, "a number from 1 to 1000"),

@@ -56,6 +56,7 @@ class Sharding:
             join(world.device.type, dist.HashStore(), 0, 1, timedelta(minutes=60))
         self.world, self.hf, on_gpu = world, model.hf, world.device.type == "cuda"
         self.placeholder, self.end = model.video_token_id, model.tokenizer.eos_token_id
+        self.patch_width = 3 * 2 * model.geometry.patch**2
         settings = {"mesh": init_device_mesh(world.device.type, (world.size,))}
         if on_gpu:
             settings["mp_policy"] = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
@@ -117,7 +118,7 @@ class Sharding:
     def idle_prompt(self, video: bool) -> Prompt:
         """The shortest prompt there is: one token, which with `video` stands for a black frame of four patches."""
         ids = torch.tensor([self.placeholder if video else self.end])
-        patches, grid = (torch.zeros(4, 1176), (1, 2, 2)) if video else (None, None)
+        patches, grid = (torch.zeros(4, self.patch_width), (1, 2, 2)) if video else (None, None)
         return Prompt({"id": "idle"}, ids, patches, grid, torch.zeros(3, 1, dtype=torch.long))
 
     def full_weights(self) -> dict[str, Tensor]:

@@ -1,5 +1,5 @@
-"""The synthetic task: short clips that a model must watch, and questions that it must read, and a tiny Qwen2.5-VL that can
-learn to do both.
+"""The synthetic task: short clips that a model must watch, and questions that it must read, and a tiny Qwen2.5-VL or
+Qwen3-VL that can learn to do both.
 
 A clip lasts 12 seconds. Twice, for 2 to 4 whole seconds each, a grey screen is tinted, in two of four colours. A white and
 a black square, each small or large, jump twice, among nine places. One half of the clip has scan lines. From
@@ -33,10 +33,11 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from data import BOXES, CAPTION, GLUE, LETTER, STYLES, THINK, TIMES, build_prompt, target_text
+from data import BOXES, CAPTION, GLUE, LETTER, STYLES, THINK, TIMES, WHOLE_BOXES, build_prompt, target_text
 from lib.captions import as_caption
 from lib.distributed import World
 from lib.files import write_whole
+from lib.geometry import QWEN2_5, QWEN3, Geometry
 from lib.samples import NUM_BOXES, load_samples
 
 COLOURS = {"red": (230, 40, 40), "green": (40, 190, 60), "blue": (50, 70, 230), "yellow": (235, 215, 40)}
@@ -311,7 +312,11 @@ PHRASES = ("system\nYou are a helpful assistant.", "user\n", "assistant\n", THIN
            "<think>", "</think>", "<answer>", "</answer>", "<glue>", "</glue>")
 
 
-def build_tokenizer(texts: list[str], vocab_size: int = 1024):
+# The time of a pair of frames, "<3.2 seconds>", in three tokens, of which the second is the digit that an answer has.
+TIME_PHRASES = ("<", *(f".{tenth} seconds>" for tenth in range(10)), WHOLE_BOXES)
+
+
+def build_tokenizer(texts: list[str], vocab_size: int = 1024, phrases: tuple[str, ...] = PHRASES):
     """A byte-level BPE of Qwen's kind, trained on `texts`: any string can be written, our prompts in few tokens."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -327,7 +332,7 @@ def build_tokenizer(texts: list[str], vocab_size: int = 1024):
     trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=SPECIAL_TOKENS, initial_alphabet=alphabet,
                                   show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.add_tokens([AddedToken(phrase, normalized=False) for phrase in PHRASES])
+    tokenizer.add_tokens([AddedToken(phrase, normalized=False) for phrase in phrases])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>",
                                    chat_template=CHAT_TEMPLATE)
 
@@ -360,32 +365,85 @@ def config_of(tokenizer, hidden: int = 96, layers: int = 3) -> dict:
     }
 
 
-def build_model(tokenizer, seed: int, hidden: int = 96, layers: int = 3):
-    """A genuine Qwen2.5-VL with random weights, small enough to learn on two CPU cores."""
-    import torch
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+def qwen3_config_of(tokenizer, hidden: int = 96, layers: int = 3) -> dict:
+    """config.json of a tiny Qwen3-VL, in the form of the published ones: the language model has a part of its own."""
+    token = {name: tokenizer.convert_tokens_to_ids(name) for name in SPECIAL_TOKENS}
+    heads = 4
+    axis = hidden // heads // 6  # frequencies of an axis of the head; the published proportion is 24 : 20 : 20
+    return {
+        "architectures": ["Qwen3VLForConditionalGeneration"], "model_type": "qwen3_vl",
+        "image_token_id": token["<|image_pad|>"], "video_token_id": token["<|video_pad|>"],
+        "vision_start_token_id": token["<|vision_start|>"], "vision_end_token_id": token["<|vision_end|>"],
+        "tie_word_embeddings": True,
+        "text_config": {
+            "model_type": "qwen3_vl_text", "dtype": "float32", "vocab_size": len(tokenizer), "hidden_size": hidden,
+            "intermediate_size": 3 * hidden, "num_hidden_layers": layers, "num_attention_heads": heads,
+            "num_key_value_heads": 2, "head_dim": hidden // heads, "hidden_act": "silu", "rms_norm_eps": 1e-6,
+            "attention_bias": False, "attention_dropout": 0.0, "initializer_range": 0.06, "max_position_embeddings": 32768,
+            "use_cache": True, "tie_word_embeddings": True, "rope_theta": 10000.0,
+            "rope_scaling": {"mrope_interleaved": True, "rope_type": "default",
+                             "mrope_section": [hidden // heads // 2 - 2 * axis, axis, axis]},
+            "bos_token_id": token["<|endoftext|>"], "eos_token_id": token["<|im_end|>"],
+        },
+        "vision_config": {
+            "model_type": "qwen3_vl", "depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2,
+            "out_hidden_size": hidden, "hidden_act": "gelu_pytorch_tanh", "in_channels": 3, "patch_size": 16,
+            "spatial_merge_size": 2, "temporal_patch_size": 2, "num_position_embeddings": 16,
+            "deepstack_visual_indexes": [0], "initializer_range": 0.06,
+        },
+    }
 
-    config = Qwen2_5_VLConfig.from_dict(config_of(tokenizer, hidden, layers))
+
+class Family(NamedTuple):
+    """A kind of tiny model: `--toy_model`."""
+
+    config_of: Callable[..., dict]
+    phrases: tuple[str, ...]
+    preprocessor: dict
+    geometry: Geometry
+    chat_template: str
+
+
+QWEN3_PREPROCESSOR = {
+    "image_processor_type": "Qwen2VLImageProcessorFast", "processor_class": "Qwen3VLProcessor",
+    "size": {"longest_edge": 16777216, "shortest_edge": 65536}, "patch_size": 16, "temporal_patch_size": 2, "merge_size": 2,
+    "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5],
+}
+FAMILIES = {
+    "qwen2_5": Family(config_of, PHRASES, PREPROCESSOR, QWEN2_5, CHAT_TEMPLATE),
+    "qwen3": Family(qwen3_config_of, PHRASES + TIME_PHRASES, QWEN3_PREPROCESSOR, QWEN3,
+                    CHAT_TEMPLATE[CHAT_TEMPLATE.index("{% for"):]),  # no system line of its own
+}
+
+
+def build_model(tokenizer, seed: int, hidden: int = 96, layers: int = 3, family: str = "qwen2_5"):
+    """A genuine Qwen2.5-VL or Qwen3-VL with random weights, small enough to learn on two CPU cores."""
+    import torch
+    from transformers import AutoModelForImageTextToText, Qwen2_5_VLConfig, Qwen3VLConfig
+
+    config = FAMILIES[family].config_of(tokenizer, hidden, layers)
+    config = (Qwen3VLConfig if family == "qwen3" else Qwen2_5_VLConfig).from_dict(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Qwen2_5_VLForConditionalGeneration(config)
+        model = AutoModelForImageTextToText.from_config(config)
     start, end = tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"])
     model.generation_config.update(bos_token_id=start, pad_token_id=start, eos_token_id=[end, start])
     return model
 
 
-def write_model(folder: Path, texts: list[str], seed: int) -> None:
+def write_model(folder: Path, texts: list[str], seed: int, family: str = "qwen2_5") -> None:
     """Tokenizer, model and preprocessor in Hugging Face layout: `--model folder` takes it as it takes any checkpoint, and
     what is trained from it passes these files on, so they have the published form (see `config_of`)."""
-    folder, tokenizer = Path(folder), build_tokenizer(texts)
-    build_model(tokenizer, seed).save_pretrained(folder)
+    folder, kind = Path(folder), FAMILIES[family]
+    tokenizer = build_tokenizer(texts, phrases=kind.phrases)
+    build_model(tokenizer, seed, family=family).save_pretrained(folder)
     tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
     tokenizer.backend_tokenizer.model.save(str(folder))  # vocab.json and merges.txt
     settings = {"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>",
-                "chat_template": CHAT_TEMPLATE}
+                "chat_template": kind.chat_template}
     # The preprocessor last: the folder is complete when its file is there.
-    for name, content in (("config", config_of(tokenizer)), ("tokenizer_config", settings),
-                          ("preprocessor_config", PREPROCESSOR)):
+    for name, content in (("config", kind.config_of(tokenizer)), ("tokenizer_config", settings),
+                          ("preprocessor_config", kind.preprocessor)):
         (folder / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
 
 
@@ -405,7 +463,7 @@ def prepare(config, world: World) -> tuple[str, list[str], list[str]]:
               "to learn real videos takes a checkpoint (--model)")
     if world.is_first and not (model / "preprocessor_config.json").exists():
         samples = load_samples(train + held_out, config.video_root or None)
-        write_model(model, texts_of(samples, config.tasks, config.prompt), config.seed)
+        write_model(model, texts_of(samples, config.tasks, config.prompt), config.seed, config.toy_model)
     world.sync()
     return str(model), train, held_out
 

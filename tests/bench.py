@@ -142,7 +142,7 @@ def build_prompt(model: VideoLM, P: int, frames: int, text: int = 200) -> Prompt
     video = torch.tensor([config.vision_start_token_id, *[config.video_token_id] * V, config.vision_end_token_id])
     ids = torch.cat([words[:10], video, words[10:]])
     positions = mrope_positions(ids, grid, seconds_per_grid(model, grid), video_token_id=model.video_token_id,
-                                tokens_per_second=model.tokens_per_second)
+                                tokens_per_second=model.geometry.tokens_per_second)
     return Prompt(SAMPLE, ids, torch.randn(4 * V, 1176, generator=generator).to(model.device), grid, positions)
 
 
@@ -150,7 +150,7 @@ def seconds_per_grid(model: VideoLM, grid: tuple[int, int, int]) -> float:
     """The installed library goes on behind the larger axis of space, the published checkpoints behind the largest of all
     three. With so little time between the frames that it is never the largest, both mean the same."""
     t, _, w = grid
-    return (w / 2 - 1) / (t * model.tokens_per_second)
+    return (w / 2 - 1) / (t * model.geometry.tokens_per_second)
 
 
 # --- our step ---------------------------------------------------------------------------------------------------------

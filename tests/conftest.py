@@ -14,6 +14,7 @@ sys.path.insert(0, str(ROOT))
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from small_runs import CLIPS, SMALL  # noqa: E402
+from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration  # noqa: E402
 
 import train  # noqa: E402
 from data import Clip, VideoSettings, prepare  # noqa: E402
@@ -49,6 +50,29 @@ def model_folder(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def qwen3_folder(tmp_path_factory) -> Path:
+    """The same of a Qwen3-VL, with two layers of deepstack."""
+    folder = tmp_path_factory.mktemp("qwen3")
+    toy.write_model(folder, TEXTS, seed=0, family="qwen3")
+    config = json.loads((folder / "config.json").read_text())
+    config["vision_config"] |= {"depth": 3, "deepstack_visual_indexes": [0, 1]}
+    hf = Qwen3VLForConditionalGeneration(Qwen3VLConfig.from_dict(json.loads(json.dumps(config))))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p in hf.parameters():
+            if p.dim() > 1:
+                p.copy_(torch.randn(p.shape, generator=generator) * 0.15)
+    hf.save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture
+def qwen3(qwen3_folder) -> VideoLM:
+    return VideoLM.load(str(qwen3_folder))
+
+
 @pytest.fixture
 def model(model_folder) -> VideoLM:
     return VideoLM.load(str(model_folder))
@@ -58,17 +82,18 @@ def make_prompts(model) -> list:
     """Three questions of different lengths: two about videos of different sizes and rates, one without a video."""
     generator = torch.Generator().manual_seed(2)
 
-    def clip(T: int, side: int, fps: float) -> Clip:
+    def clip(T: int, tokens: int, fps: float) -> Clip:
+        side = tokens * model.geometry.factor
         frames = torch.randint(0, 256, (T, 3, side, side), generator=generator, dtype=torch.uint8)
         return Clip(frames, torch.arange(T) / fps, fps)
 
     qa = {"task": "qa", "options": ["red", "green"], "answer": "A"}
     samples = [
-        ({"id": "a", "question": "which colour first?", "video": "a.mp4", **qa}, clip(6, 56, 2.0)),
-        ({"id": "b", "question": "which colour does the screen turn last, and why?", "video": "b.mp4", **qa}, clip(4, 84, 1.3)),
+        ({"id": "a", "question": "which colour first?", "video": "a.mp4", **qa}, clip(6, 2, 2.0)),
+        ({"id": "b", "question": "which colour does the screen turn last, and why?", "video": "b.mp4", **qa}, clip(4, 3, 1.3)),
         ({"id": "c", "question": "is there a colour?", **qa}, None),
     ]
-    return [prepare(sample, clip, model.tokenizer, "answer") for sample, clip in samples]
+    return [prepare(sample, clip, model.tokenizer, "answer", geometry=model.geometry) for sample, clip in samples]
 
 
 @pytest.fixture

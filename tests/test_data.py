@@ -1,5 +1,7 @@
 """From a file and a question to tensors: every step against numbers that other code, or a hand, has computed."""
 
+import types
+
 import numpy as np
 import pytest
 import torch
@@ -12,9 +14,11 @@ from transformers import PreTrainedTokenizerFast
 from video_files import pictures, read_sample, which_frames, write_video
 
 import data
+import eval as evaluation
 import rewards
-from data import (VideoSettings, build_prompt, denser_frames, encode_prompt, frame_indices, mrope_positions, num_video_tokens,
+from data import (VideoSettings, build_prompt, denser_frames, encode_prompt, frame_indices, frame_pair_times, mrope_positions, num_video_tokens,
                   patchify, prepare, prompt_wants_thought, read_video, smart_resize, target_text)
+from lib.geometry import QWEN2_5, QWEN3
 from lib.readers import VideoError
 
 # ---- prompts --------------------------------------------------------------------------------------------------------
@@ -560,3 +564,113 @@ def test_a_prompt_that_is_too_long_is_refused_with_the_arithmetic(tokenizer, cli
     with pytest.raises(ValueError, match=rf"has {P} tokens, more than {P - 1}: 8 frames of 140 x 112 pixels -> 4 x "
                                          rf"4 x 5 = 80 video tokens, and {P - 80} of text"):
         prepare(sample, clip, tokenizer, "think", max_prompt_tokens=P - 1)
+
+
+# --- Qwen3-VL, and times as text --------------------------------------------------------------------------------------
+
+# Its published template, without what it does for images, tools and counting: no system line of its own.
+QWEN3_TEMPLATE = "{% for message in messages %}<|im_start|>{{ message['role'] }}\n" + TEMPLATE.split("message['role'] }}\n", 1)[1]
+AROUND = "<|vision_start|><|video_pad|><|vision_end|>"
+
+
+def as_the_library_does(rendered: str, times: list[float], tokens: int, keeps_outer: bool) -> str:
+    """What the library's processor makes of the template's text: up to transformers 5.9 in place of the template's pair of
+    vision tokens, from 5.10 in place of <|video_pad|> alone, which leaves that pair around the whole video."""
+    video = "".join(f"<{t:.1f} seconds><|vision_start|>" + "<|video_pad|>" * tokens + "<|vision_end|>" for t in times)
+    return rendered.replace("<|video_pad|>" if keeps_outer else AROUND, video)
+
+
+@pytest.mark.parametrize("style", data.STYLES)
+def test_qwen3_prompts_are_rendered_as_at_its_release(tokenizer, style):
+    """A time at the wrong place, of one frame instead of two, or a pair of tokens too many. The later form of the library
+    differs from ours in that pair and in nothing else."""
+    messages = build_prompt({**GROUNDING, "video": "v.mp4"}, style)
+    rendered = tokenizer.apply_chat_template(messages, chat_template=QWEN3_TEMPLATE, tokenize=False)
+    assert "helpful" not in rendered
+    times = [0.25, 1.25, 10.04]
+    released, later = (tokenizer(as_the_library_does(rendered, times, 4, keeps), add_special_tokens=False).input_ids
+                       for keeps in (False, True))
+    ids = encode_prompt(tokenizer, messages, 12, times, QWEN3).tolist()
+    assert ids == released
+    begin, end = tokenizer.convert_tokens_to_ids(["<|vision_start|>", "<|vision_end|>"])
+    # Tokenised as a whole: the first time may merge with the text before it, so it is compared as text.
+    assert len(tokenizer.decode(later)) == len(tokenizer.decode(ids)) + len("<|vision_start|><|vision_end|>")
+    assert (later.count(begin), later.count(end)) == (ids.count(begin) + 1, ids.count(end) + 1) == (4, 4)
+
+
+def test_the_time_of_two_frames_is_their_mean():
+    seconds = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0], dtype=torch.float64)
+    assert frame_pair_times(seconds) == [0.25, 1.25, 2.0]  # the last one is shown twice
+    assert frame_pair_times(seconds - 1.6) == [0.0, 0.0, pytest.approx(0.4)]
+
+
+def test_golden_prompt_of_qwen3(tokenizer):
+    """Ids and positions by hand: 3 grids of 2 x 4 patches, 2 tokens each, so that a grid is 2 wide and 1 high, and what
+    follows it stands 2 further than where it began."""
+    frames = torch.zeros(6, 3, 32, 64, dtype=torch.uint8)
+    sample = {"id": "a", "task": "captioning", "question": "Q", "video": "v", "events": ["e"]}
+    prompt = prepare(sample, data.Clip(frames, torch.arange(6) / 2, 2.0), tokenizer, "temporal_r1", geometry=QWEN3)
+    begin, end, pad, start = tokenizer.convert_tokens_to_ids(["<|vision_start|>", "<|vision_end|>", "<|video_pad|>", "<|im_start|>"])
+    assert prompt.grid == (3, 2, 4) and prompt.patches.shape == (24, 1536)
+    assert prompt.patches.unique().tolist() == [-1.0]  # black: (0 - 0.5) / 0.5
+    ids, known = prompt.ids.tolist(), {begin: "[", end: "]", pad: "*", start: "^"}
+    drawn = "".join(known.get(i) or tokenizer.decode([i]) for i in ids)
+    assert drawn.startswith("^user\n<0.2 seconds>[**]<1.2 seconds>[**]<2.2 seconds>[**]Q")
+    expected, q = [], 0
+    while ids:
+        if ids[0] == pad:
+            expected += [(q, q, q), (q, q, q + 1)]
+            ids, q = ids[2:], q + 2
+        else:
+            expected.append((q, q, q))
+            ids, q = ids[1:], q + 1
+    assert prompt.positions.T.tolist() == [list(p) for p in expected]
+
+
+@pytest.mark.parametrize("frames,height,width", [(2, 32, 32), (8, 96, 64), (5, 64, 160)])
+def test_qwen3_positions_are_the_librarys(tokenizer, frames, height, width):
+    from transformers import Qwen3VLConfig
+    from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
+
+    clip = data.Clip(torch.zeros(frames, 3, height, width, dtype=torch.uint8), torch.arange(frames) / 2, 2.0)
+    prompt = prepare({**QA, "video": "v"}, clip, tokenizer, "think", geometry=QWEN3)
+    library = types.SimpleNamespace(config=Qwen3VLConfig())
+    library.get_vision_position_ids = types.MethodType(Qwen3VLModel.get_vision_position_ids, library)
+    is_video = (prompt.ids == tokenizer.convert_tokens_to_ids("<|video_pad|>"))[None]
+    theirs, _ = Qwen3VLModel.get_rope_index(library, prompt.ids[None], 2 * is_video.int(),
+                                            video_grid_thw=torch.tensor([prompt.grid]))
+    assert torch.equal(prompt.positions, theirs[:, 0])
+
+
+def test_times_as_text_for_qwen2_5(tokenizer):
+    """The same video, its tokens in as many runs as there are pairs of frames, and no second clock in the positions."""
+    clip = data.Clip(torch.zeros(6, 3, 28, 56, dtype=torch.uint8), torch.tensor([0, 1, 2, 3, 40, 41.0]), 1.0, is_constant=False)
+    plain, timed = (prepare({**QA, "video": "v"}, clip, tokenizer, "think", geometry=geometry)
+                    for geometry in (QWEN2_5, QWEN2_5.with_times(True)))
+    assert torch.equal(plain.patches, timed.patches) and plain.grid == timed.grid
+    assert all(f"<{t} seconds>" in tokenizer.decode(timed.ids) for t in (0.5, 2.5, 40.5))
+    assert "You are a helpful assistant." in tokenizer.decode(timed.ids)
+    assert plain.positions[0].unique().numel() < plain.positions.max()  # jumps to 80 positions later, at 2 a second
+    assert timed.positions[0].unique().numel() == timed.positions[0].max() + 1 - 3  # each grid is 2 wide: one is skipped
+
+
+def test_a_frame_of_qwen3_has_sides_of_32_pixels_and_at_most_768_tokens(tmp_path):
+    assert smart_resize(56, 56, min_pixels=3136, max_pixels=10**6, factor=32) == (64, 64)
+    assert data.frame_budget(4, 10**9, 3136, 32) == 768 * 1024 and data.frame_budget(4, 10**9, 3136) == 768 * 784
+    clip = read_video(write_video(tmp_path / "v.mp4", pictures(8)), min_pixels=3136, factor=32)
+    assert clip.frames.shape[2] % 32 == clip.frames.shape[3] % 32 == 0
+
+
+def test_boxes_are_asked_for_answered_and_read_in_the_units_of_the_model():
+    """In [0, 1] in every sample. A model that says 500 for the middle scores nothing where fractions are expected, and one
+    that is asked in fractions answers in its own way."""
+    boxes = [[0.1, 0.25, 0.5, 1.0]] * 8
+    sample = {**TRACKING, "boxes": boxes, "box_units": 1000}
+    text = data.ask_where(sample, False)
+    assert "[100, 250, 500, 1000]" in text and text.count("from 0 to 1000") == 2 and "normalized" not in text
+    assert "[0.1, 0.25, 0.5, 1.0]" in data.ask_where({**sample, "box_units": 1}, False)
+    said = data.say_where(sample, "think")
+    assert said.startswith("<answer>[[100, 250, 500, 1000], [100")
+    assert rewards.read(sample, said, "answer") == (boxes, "ok") and rewards.score(sample, said).parts["box_iou"] == 1.0
+    copied = evaluation.blind_baselines([sample])["start_box_copied"]
+    assert copied["tracking/AO"] == 1.0

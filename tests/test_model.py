@@ -1,14 +1,19 @@
 """The policy gives the numbers of the unmodified library, whatever is shared, packed, cached or dropped on the way."""
 
 import filecmp
+import json
 
 import gpu_check
 import pytest
 import torch
+from conftest import make_prompts
 from scoring import completions, embeds_of, logps_packed, positions_of, sample
-from transformers import AutoModelForImageTextToText, AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+from transformers import (AutoModelForImageTextToText, AutoTokenizer, Qwen2_5_VLForConditionalGeneration,
+                          Qwen3VLForConditionalGeneration)
 
 import model as model_file
+from lib import lora
+from lib.geometry import QWEN3
 from model import VideoLM, causal_attention, sample_tokens
 
 
@@ -464,16 +469,109 @@ def test_cudnn_is_not_asked_for_attention(model_folder):
     assert not torch.backends.cuda.cudnn_sdp_enabled()
 
 
+# --- Qwen3-VL ---------------------------------------------------------------------------------------------------------
+
+
+def qwen3_by_the_library(folder, prompt, tokens):
+    """log p of each completion, (G, C), and the model: from pixels, with the library's own positions and deepstack."""
+    hf = Qwen3VLForConditionalGeneration.from_pretrained(folder, attn_implementation="eager")
+    video = {} if prompt.patches is None else {
+        "pixel_values_videos": prompt.patches, "video_grid_thw": torch.tensor([prompt.grid])}
+    banned = [hf.config.image_token_id, hf.config.video_token_id, hf.config.vision_start_token_id,
+              hf.config.vision_end_token_id]
+    logps = []
+    for row in tokens:
+        ids = torch.cat([prompt.ids, row])[None]
+        out = hf(input_ids=ids, mm_token_type_ids=2 * (ids == hf.config.video_token_id).int(), use_cache=False, **video)
+        logits = out.logits[0, len(prompt.ids) - 1: -1].index_fill(-1, torch.tensor(banned), float("-inf"))
+        logps.append(logits.log_softmax(-1).gather(-1, row[:, None]).squeeze(-1))
+    return torch.stack(logps), hf
+
+
+def test_qwen3_gives_the_values_and_gradients_of_its_own_library_class(qwen3, qwen3_folder):
+    """Deepstack left out, or added a layer late or at text, gives a model that still answers, a little worse."""
+    for i, prompt in enumerate(make_prompts(qwen3)):
+        tokens = completions(seed=i)
+        theirs, hf = qwen3_by_the_library(qwen3_folder, prompt, tokens)
+        qwen3.hf.zero_grad()
+        (ours,) = logps_packed(qwen3, embeds_of(qwen3, [prompt]), [prompt.positions], [tokens], 1.0)
+        torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-5)
+        weights = torch.linspace(-1, 1, ours.numel()).view(ours.shape)
+        for logps in (ours, theirs):
+            (logps * weights).sum().backward()
+        expected = {name: p.grad for name, p in hf.named_parameters() if p.grad is not None}
+        found = {name: p.grad for name, p in qwen3.hf.named_parameters() if p.grad is not None}
+        assert found.keys() == expected.keys()
+        assert any("deepstack" in name for name in found) == (prompt.patches is not None)
+        largest = max(grad.abs().max() for grad in expected.values())
+        for name in expected:
+            assert (found[name] - expected[name]).abs().max() < 1e-5 * largest, name
+
+
+def test_qwen3_shares_its_prompt_checkpoints_and_samples_what_it_scores(qwen3):
+    """Deepstack belongs to the prompt: it must not be lost on the way into the cache, in a pack of several questions, where
+    completions have none, or when a layer is recomputed backward."""
+    prompts, tokens = make_prompts(qwen3), [completions(seed=i) for i in range(3)]
+    shared, grads = gradients(qwen3, prompts, tokens, True)
+    repeated, repeated_grads = gradients(qwen3, prompts, tokens, False)
+    qwen3.hf.gradient_checkpointing_enable({"use_reentrant": False})
+    checked, checked_grads = gradients(qwen3, prompts, tokens, True)
+    largest = max(grad.abs().max() for grad in grads.values())
+    assert len(grads) == len(list(qwen3.hf.parameters()))  # everything learns
+    for a, b, c in zip(shared, repeated, checked):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(a, c)
+    for name in grads:
+        assert (grads[name] - repeated_grads[name]).abs().max() < 1e-5 * largest, name
+        torch.testing.assert_close(grads[name], checked_grads[name], atol=1e-5 * largest, rtol=1e-4)
+    sampled = sample(qwen3, prompts)
+    with torch.no_grad():
+        scored = logps_packed(qwen3, embeds_of(qwen3, prompts), positions_of(prompts), [t for t, _ in sampled], 1.0)
+    for (rows, logps), again in zip(sampled, scored):
+        said = logps != 0  # not the padding
+        assert len({tuple(row) for row in rows.tolist()}) > 1
+        torch.testing.assert_close(logps[said], again[said], atol=2e-5, rtol=1e-5)
+
+
+def test_qwen3_with_adapters_starts_as_itself_and_folds_them_in(qwen3):
+    """Adapters find their matrices by name; a name that Qwen3-VL does not have would be left out in silence."""
+    prompts, tokens = make_prompts(qwen3), [completions(seed=i) for i in range(3)]
+    with torch.no_grad():
+        before = logps_packed(qwen3, embeds_of(qwen3, prompts), positions_of(prompts), tokens, 1.0)
+    layers, names = len(qwen3.text.layers), qwen3.hf.state_dict().keys()
+    lora.add_adapters(qwen3.hf, 2, 4.0, list(lora.TARGETS), seed=0)
+    assert len(lora.adapters(qwen3.hf)) == layers * len(lora.TARGETS)
+    after, grads = gradients(qwen3, prompts, tokens, True)
+    for a, b in zip(before, after):
+        torch.testing.assert_close(a, b)
+    assert len(grads) == 2 * layers * len(lora.TARGETS)
+    assert lora.merged_state(qwen3.hf).keys() == {name for name in names if name != "lm_head.weight"} or (
+        lora.merged_state(qwen3.hf).keys() == names)
+
+
+def test_qwen3_is_saved_in_the_form_that_it_was_published_in(qwen3, qwen3_folder, tmp_path):
+    """Its type of weights stands in a part of config.json, where a float32 model that says bfloat16 is rounded."""
+    qwen3.save(tmp_path, dtype=torch.bfloat16)
+    ours, theirs = (json.loads((folder / "config.json").read_text()) for folder in (tmp_path, qwen3_folder))
+    assert ours["text_config"].pop("dtype") == "bfloat16" and theirs["text_config"].pop("dtype") == "float32" and ours == theirs
+    again = AutoModelForImageTextToText.from_pretrained(tmp_path)
+    assert type(again) is Qwen3VLForConditionalGeneration and again.dtype == torch.bfloat16
+    chat = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "hm?"}]}]
+    assert AutoTokenizer.from_pretrained(tmp_path).apply_chat_template(chat, tokenize=False) == (
+        "<|im_start|>user\n<|vision_start|><|video_pad|><|vision_end|>hm?<|im_end|>\n")
+    assert VideoLM.load(str(tmp_path)).geometry == QWEN3
+
+
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
 def test_another_architecture_is_refused_by_name(tmp_path, model_folder):
-    """Patches and positions are Qwen2.5-VL's; another model would train on nonsense without a word."""
-    from transformers import LlamaConfig
-
-    LlamaConfig().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="llama"):
-        VideoLM.load(str(tmp_path))
+    """Patches and positions are written by hand; another model, a near relation too, would train on nonsense without a
+    word."""
+    for name in ("llama", "qwen3_vl_moe", "qwen3_5", "qwen2_vl"):
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": name}))
+        with pytest.raises(ValueError, match=f"'{name}' model.*'qwen2_5_vl' and 'qwen3_vl' alone"):
+            VideoLM.load(str(tmp_path))
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(ValueError, match="config.json"):

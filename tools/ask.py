@@ -47,17 +47,18 @@ def usual_task(args) -> str:
     return "tracking" if args.box else "qa" if args.options else "grounding"
 
 
-def answer_one(args, world: World, settings: VideoSettings, sampling: SamplingSettings) -> None:
+def answer_one(args, world: World, settings: VideoSettings, sampling: SamplingSettings, box_units: int = 1) -> None:
     """Print what the model saw, what it says, and what is read in that; write the page of --html."""
-    (sample,) = with_style([question_of(args)], args.prompt)
+    (sample,) = with_style([question_of(args)], args.prompt, box_units)
     # How long the file is, nobody has said: ten minutes to decode it.
     with VideoLoader(settings, num_workers=min(args.num_workers, 1), deadline=600) as loader:
         clip = loader.load(sample)  # first: a video that cannot be read is known before a large model is loaded
     sample["duration"] = max(len(clip.frames) / clip.sample_fps, float(clip.seconds[-1]))  # frames are spread over all of it
     model = VideoLM.load(args.model, world.device)
     model.compile_decoding = args.compile
+    model.geometry = model.geometry.with_times(args.timestamps)
     prompt = prepare(sample, clip, model.tokenizer, args.prompt, max_prompt_tokens=args.max_prompt_tokens,
-                     tokens_per_second=model.tokens_per_second, device=model.device)
+                     geometry=model.geometry, device=model.device)
     width = max(shutil.get_terminal_size().columns, 40)
     seen = what_was_seen(prompt, clip)
     print(printable(f"{sample['id']}: {seen}"))

@@ -42,7 +42,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     decoded.add_argument("--num_workers", type=number(int, *WORKERS), default=4,
                          help="processes that decode (0 to 256; %(default)s); 0: this one, without a deadline")
     decoded.add_argument("--deadline", type=number(float, 0.1, 10**6), default=60.0, help="seconds for one video (0.1 to 10^6; %(default)s)")
-    for field in fields(VideoSettings):
+    for field in (field for field in fields(VideoSettings) if field.name in SEEN):
         decoded.add_argument(f"--{field.name}", type=number(field.type, *SEEN[field.name]), default=field.default,
                              help="as in train.py ({:g} to {:g}; %(default)s)".format(*SEEN[field.name]))
 
@@ -57,7 +57,7 @@ def run_command(args: argparse.Namespace) -> int:
     elif args.command == "convert":
         convert.convert(args.name, args.src, args.out, args.split)
     elif args.command == "check":
-        settings = VideoSettings(**{field.name: getattr(args, field.name) for field in fields(VideoSettings)})
+        settings = VideoSettings(**{name: getattr(args, name) for name in SEEN})
         out = args.out or parse_entry(args.data)[0].parent
         good, bad = check.check(args.data, out, video_root=args.video_root, settings=settings,
                                 num_workers=args.num_workers, deadline=args.deadline)

@@ -28,7 +28,7 @@ import torch
 import rewards
 from data import STYLES, Clip, VideoSettings, shared_times
 from eval import METRICS, answer_all, answer_twice, blind_baselines, means_of, values_of
-from lib import memory, published
+from lib import hf_folder, memory, published
 from lib.answers import PUBLISHED, SETTINGS, SamplingSettings, claim, fingerprint, read_asked, write_lines
 from lib.captions import Judge, words_judge
 from lib.distributed import World, start, stop
@@ -59,7 +59,7 @@ one_video, data_set, asking, machine = (partial(flag, group=title) for title in 
 
 @dataclass
 class Flags:
-    model: str = flag("", "Hugging Face folder or hub id of a Qwen2.5-VL", required=True)
+    model: str = flag("", "Hugging Face folder or hub id of a Qwen2.5-VL or Qwen3-VL", required=True)
     # one question
     video: str | None = one_video(None, "one video file, or folder of frames, to answer one question about", kind=str)
     question: str | None = one_video(None, "with --video: the event to find, the question, or the object to track; the same as "
@@ -93,6 +93,8 @@ class Flags:
     # how the model is asked
     prompt: str | None = asking(None, f"with thought, without, or Temporal-R1's JSON ({as_trained('prompt')})", kind=str,
                                 choices=STYLES)
+    timestamps: bool | None = asking(None, f"the time as text before each pair of frames ({as_trained('timestamps')}); Qwen3-VL "
+                                           "always has it", kind=bool)
     num_samples: int = asking(1, "completions of each question (K)", within=(1, 10_000))
     temperature: float | None = asking(None, "0 is greedy; by default 0 for one completion and 1 for several", kind=float,
                                        within=(0, 100))
@@ -178,17 +180,18 @@ def find_problem(args: Flags) -> str | None:
 def run(arguments: list[str] | None = None) -> None:
     args = parse_arguments(arguments)
     world = start(args.device)
-    settings = VideoSettings(args.fps, args.max_frames, args.total_pixels, args.min_pixels)
-    if world.is_first and (note := shared_times(settings)):
+    geometry = hf_folder.geometry_in(args.model).with_times(args.timestamps)
+    settings = VideoSettings(args.fps, args.max_frames, args.total_pixels, args.min_pixels, geometry.factor)
+    if world.is_first and (note := shared_times(settings, geometry)):
         print(note)
     temperature = args.temperature if args.temperature is not None else float(args.num_samples > 1)
     sampling = SamplingSettings(args.prompt, args.max_new_tokens, args.max_prompt_tokens, args.num_samples, temperature,
-                                args.reward, args.seed, args.batch)
+                                args.reward, args.seed, args.batch, args.timestamps)
     try:
         if args.video is None:
-            answer_data(args, world, settings, sampling, load_judge(args.judge, world.device))
+            answer_data(args, world, settings, sampling, load_judge(args.judge, world.device), geometry.box_units)
         elif world.is_first:
-            answer_one(args, world, settings, sampling)
+            answer_one(args, world, settings, sampling, geometry.box_units)
     except torch.OutOfMemoryError as error:
         kept = "" if args.video else "\nWhat was answered is kept: the same command, with another --batch too, goes on"
         raise SystemExit(memory.message(error, world.device) + kept) from None
@@ -205,9 +208,10 @@ def main() -> None:
 LOOKED_AT_TWICE = {"grounding", "gqa", "qa"}  # tasks whose first answer can name windows
 
 
-def answer_data(args: Flags, world: World, settings: VideoSettings, sampling: SamplingSettings, judge: Judge) -> None:
+def answer_data(args: Flags, world: World, settings: VideoSettings, sampling: SamplingSettings, judge: Judge,
+                box_units: int = 1) -> None:
     """Answer what is not answered yet, then compute everything from the files of answers."""
-    samples = with_style(load_samples(args.data, args.video_root, args.tasks, args.seed), args.prompt)
+    samples = with_style(load_samples(args.data, args.video_root, args.tasks, args.seed), args.prompt, box_units)
     if world.is_first:
         print("".join(f"{line}\n" for line in unread_keys(samples)), end="")
     looks = {"looks": args.looks, "density": args.density} if args.looks > 1 else {}
@@ -229,7 +233,7 @@ def answer_data(args: Flags, world: World, settings: VideoSettings, sampling: Sa
             file, unfinished = answer_paths(args.out, probe)
             found = read_answers(world, file, asked)
             if found is None:
-                model = model or load_model(args.model, world, args.compile)
+                model = model or load_model(args, world)
                 title, change = probe or "answering", CHANGES.get(probe)
                 found = answer(model, loader, asked, world, sampling, score, title, unfinished, change)
                 if world.is_first:
@@ -243,9 +247,10 @@ def answer_data(args: Flags, world: World, settings: VideoSettings, sampling: Sa
         write_results(args, samples, answers, judge)
 
 
-def load_model(name: str, world: World, compile: bool) -> VideoLM:
-    model = VideoLM.load(name, world.device)
-    model.compile_decoding = compile
+def load_model(args: Flags, world: World) -> VideoLM:
+    model = VideoLM.load(args.model, world.device)
+    model.compile_decoding = args.compile
+    model.geometry = model.geometry.with_times(args.timestamps)
     return model
 
 

@@ -23,21 +23,24 @@ sold as 80 GB has about 85 10^9 bytes; the verdict counts on 80, and leaves the 
 Letters: P prompt tokens with V video tokens among them, G completions of C tokens, L tokens of a packed row.
 """
 
+import functools
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import AutoConfig, PretrainedConfig, Qwen2_5_VLConfig, Qwen3VLConfig
 
 from data import VideoSettings, frame_budget, frame_indices, num_video_tokens, smart_resize
-from lib import lora
+from lib import hf_folder, lora
 from lib.distributed import World
 from lib.flags import COUNT, FRAME_RATE, FRAMES, PIXELS, TOKENS, fill, flag, given_flags, make_parser, range_problem
+from lib.geometry import QWEN2_5, QWEN3, Geometry
 from lib.run import KEEP_CHECKPOINTS
 from lib.sharding import worth_sharding
 from lib.terminal import errors_in_one_sentence
+from model import CLASSES
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,20 @@ SHAPES = {
 }
 VISION = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "window_size": 112,
           "fullatt_block_indexes": [7, 15, 23, 31], "tokens_per_second": 2}
+# config.json of Qwen/Qwen3-VL-2B-, -4B-, -8B- and -32B-Instruct. The two larger ones have the larger tower.
+QWEN3_SHAPES = {
+    f"qwen3-{name}": {"hidden_size": D, "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": 8,
+                      "head_dim": 128, "intermediate_size": inside, "vocab_size": 151936, "tie_word_embeddings": tied}
+    for name, D, layers, heads, inside, tied in (("2b", 2048, 28, 16, 6144, True), ("4b", 2560, 36, 32, 9728, True),
+                                                 ("8b", 4096, 36, 32, 12288, False), ("32b", 5120, 64, 64, 25600, False))}
+QWEN3_VISION = {
+    True: {"depth": 24, "hidden_size": 1024, "intermediate_size": 4096, "num_heads": 16,
+           "deepstack_visual_indexes": [5, 11, 17]},  # with tied embeddings
+    False: {"depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "num_heads": 16,
+            "deepstack_visual_indexes": [8, 16, 24]},
+}
+NAMES = (*SHAPES, *QWEN3_SHAPES)
+TIME_TOKENS = 9  # "<12.2 seconds>" and a pair of vision tokens, for each pair of frames where times are text
 STAGES = ("grpo", "sft", "answer")
 
 
@@ -79,7 +96,7 @@ STAGES = ("grpo", "sft", "answer")
 class Job:
     """What is to be done; the flags are made from these fields, and mean what they mean in train.py."""
 
-    model: str = flag("7b", f"{', '.join(SHAPES)}, or a folder with a config.json")
+    model: str = flag("7b", f"{', '.join(NAMES)}, or a folder with a config.json")
     stage: str = flag("grpo", "GRPO, supervised fine-tuning, or answering alone (eval.py, selection)", choices=STAGES)
     gpus: int = flag(8, "cards, a process each", within=COUNT)
     samples: int = flag(12408, "questions in the data", within=(1, 10**12))
@@ -117,36 +134,59 @@ class Job:
 
 @dataclass(frozen=True)
 class Model:
-    config: Qwen2_5_VLConfig
+    config: PretrainedConfig
     parameters: int  # a tied head counts once, as it is stored once
     vision: int  # of them in the vision tower
     layers: int  # weights of the decoder layers' matrices: each is used once for a token
     head: int  # of the output layer
     blocks: int  # of the vision tower, used for a patch
-    merger: int  # used for a video token
+    merger: int  # used for a video token, those of deepstack among them
     lora_widths: int  # numbers into and out of each matrix that can have an adapter, added up
     together: int  # parameters outside of layers and blocks, which a sharded model gathers all at once ...
     largest: int  # ... and of the largest layer or block, which are gathered one by one
 
 
-def load_shape(name: str) -> Qwen2_5_VLConfig:
+def load_shape(name: str) -> PretrainedConfig:
     """ValueError for a name that is neither a published size nor a folder with a config.json."""
     if name in SHAPES:
         shape = SHAPES[name]
         return Qwen2_5_VLConfig(text_config=dict(shape), tie_word_embeddings=shape["tie_word_embeddings"],
                                 vision_config={**VISION, "out_hidden_size": shape["hidden_size"]})
+    if name in QWEN3_SHAPES:
+        shape = QWEN3_SHAPES[name]
+        tied = shape["tie_word_embeddings"]
+        return Qwen3VLConfig(text_config=dict(shape), tie_word_embeddings=tied,
+                             vision_config={**QWEN3_VISION[tied], "out_hidden_size": shape["hidden_size"]})
     if not (Path(name) / "config.json").is_file():
-        raise ValueError(f"--model {name}: neither {' nor '.join(SHAPES)} nor a folder with a config.json")
-    return Qwen2_5_VLConfig.from_pretrained(name)
+        raise ValueError(f"--model {name}: neither {' nor '.join(NAMES)} nor a folder with a config.json")
+    hf_folder.geometry_in(name)  # refuses another architecture by name
+    return AutoConfig.from_pretrained(name, trust_remote_code=False)
 
 
-def count(config: Qwen2_5_VLConfig) -> Model:
+@functools.cache
+def geometry_by(name: str) -> Geometry:
+    """Of a published size or a folder."""
+    return QWEN3 if name in QWEN3_SHAPES else QWEN2_5 if name in SHAPES else hf_folder.geometry_in(name)
+
+
+def deepstack(config: PretrainedConfig) -> list:
+    """The tower's mergers beside the last one; none for Qwen2.5-VL."""
+    return getattr(config.vision_config, "deepstack_visual_indexes", [])
+
+
+def head_size(config: PretrainedConfig) -> int:
+    text = config.text_config
+    return getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+
+
+def count(config: PretrainedConfig) -> Model:
     """Build the model without memory and count."""
     with torch.device("meta"):
-        hf = Qwen2_5_VLForConditionalGeneration(config)
+        hf = CLASSES[config.model_type](config)
+    mergers = nn.ModuleList([hf.model.visual.merger, *getattr(hf.model.visual, "deepstack_merger_list", [])])
     matrices = {part: sum(m.weight.numel() for m in module.modules() if isinstance(m, (nn.Linear, nn.Conv3d)))
                 for part, module in (("layers", hf.model.language_model.layers), ("vision", hf.model.visual),
-                                     ("merger", hf.model.visual.merger))}
+                                     ("merger", mergers))}
     parameters, vision = (sum(p.numel() for p in part.parameters()) for part in (hf, hf.model.visual))
     parts = [sum(p.numel() for p in part.parameters())
              for part in (*hf.model.language_model.layers, *hf.model.visual.blocks)]
@@ -183,15 +223,17 @@ def video_grid(job: Job) -> tuple[int, int, int]:
     """(t, h, w) in patches of what the model sees of a video."""
     frames = job.frames or len(frame_indices(round(job.seconds * FILE_FPS), FILE_FPS, target_fps=job.fps,
                                              max_frames=job.max_frames)[0])
-    height, width = smart_resize(job.height, job.width, min_pixels=job.min_pixels,
-                                 max_pixels=frame_budget(frames, job.total_pixels, job.min_pixels))
-    return math.ceil(frames / 2), height // 14, width // 14
+    shown = geometry_by(job.model)
+    height, width = smart_resize(job.height, job.width, min_pixels=job.min_pixels, factor=shown.factor,
+                                 max_pixels=frame_budget(frames, job.total_pixels, job.min_pixels, shown.factor))
+    return math.ceil(frames / 2), height // shown.patch, width // shown.patch
 
 
 def tokens_of(job: Job) -> tuple[int, int, int, int]:
     """V, P, G, C."""
-    V = num_video_tokens(video_grid(job))
-    return V, V + job.text_tokens, 1 if job.stage == "sft" else job.group_size, job.completion_tokens
+    grid = video_grid(job)
+    V, times = num_video_tokens(grid), TIME_TOKENS * grid[0] * geometry_by(job.model).timestamps
+    return V, V + times + job.text_tokens, 1 if job.stage == "sft" else job.group_size, job.completion_tokens
 
 
 # --- floating point operations of one question ------------------------------------------------------------------------
@@ -200,10 +242,11 @@ def tokens_of(job: Job) -> tuple[int, int, int, int]:
 def vision_flops(model: Model, grid: tuple[int, int, int]) -> float:
     """One pass of the vision tower: 2 a weight and patch, 4 a channel and pair of patches that see each other."""
     config, (t, h, w) = model.config.vision_config, grid
-    side = config.window_size // config.patch_size  # of a window, in patches; windows at the edge are smaller
-    in_windows = math.prod(n // side * side**2 + (n % side) ** 2 for n in (h, w))
-    whole = len(config.fullatt_block_indexes)  # blocks in which all patches of two frames see each other
-    pairs = t * (whole * (h * w) ** 2 + (config.depth - whole) * in_windows)
+    pairs = t * config.depth * (h * w) ** 2  # blocks in which all patches of two frames see each other
+    if whole := getattr(config, "fullatt_block_indexes", None):  # Qwen2.5-VL: these are such blocks, the others have windows
+        side = config.window_size // config.patch_size  # of a window, in patches; windows at the edge are smaller
+        in_windows = math.prod(n // side * side**2 + (n % side) ** 2 for n in (h, w))
+        pairs = t * (len(whole) * (h * w) ** 2 + (config.depth - len(whole)) * in_windows)
     return 2 * model.blocks * t * h * w + 2 * model.merger * t * h * w / 4 + 4 * config.hidden_size * pairs
 
 
@@ -211,7 +254,8 @@ def decoder_flops(model: Model, tokens: float, pairs: float) -> float:
     """`tokens` through all decoder layers, with `pairs` of a query and a key in each. Pairs above the diagonal are
     counted too, although a causal kernel skips them."""
     config = model.config.text_config
-    return 2 * model.layers * tokens + 4 * config.num_hidden_layers * config.hidden_size * pairs
+    width = config.num_attention_heads * head_size(model.config)
+    return 2 * model.layers * tokens + 4 * config.num_hidden_layers * width * pairs
 
 
 def flops(model: Model, job: Job) -> dict[str, float]:
@@ -247,8 +291,7 @@ def flops(model: Model, job: Job) -> dict[str, float]:
 def key_value_bytes(model: Model) -> int:
     """Of one token, in bfloat16, all layers."""
     config = model.config.text_config
-    head = config.hidden_size // config.num_attention_heads
-    return 2 * 2 * config.num_hidden_layers * config.num_key_value_heads * head
+    return 2 * 2 * config.num_hidden_layers * config.num_key_value_heads * head_size(model.config)
 
 
 def questions_a_card(job: Job) -> int:
@@ -264,7 +307,9 @@ def activation_bytes(model: Model, job: Job) -> float:
     kept += 0 if job.freeze_vision or job.lora_rank else 2 * vision.depth * 4 * V * vision.hidden_size
     # residuals and norms in float32, queries, keys and values, four tensors of the MLP in bfloat16; the prompt's keys
     # and values are repeated for the G completions and for the heads that share them
-    inside = L * (24 * text.hidden_size + 8 * text.intermediate_size) + 4 * G * (P + C) * text.hidden_size
+    heads = text.num_attention_heads * head_size(model.config)
+    inside = L * (24 * text.hidden_size + 8 * text.intermediate_size) + 4 * G * (P + C) * heads
+    inside += 4 * L * text.hidden_size * len(deepstack(model.config))  # what rides behind the embeddings
     return kept + inside
 
 

@@ -28,6 +28,7 @@ import torch
 import rewards
 from data import Clip, VideoSettings, read_video, target_text, video_arguments
 from eval import blind_baselines, clip_length, first_metrics, score_of, values_of
+from lib import hf_folder
 from lib.files import write_whole
 from lib.questions import with_style
 from lib.readers import VideoError
@@ -153,7 +154,14 @@ def samples_of(folder: Path, config: dict) -> tuple[list[dict], list[dict], str]
                   for entries in (train, held_out)]
     except (ValueError, OSError) as error:
         return [], [], f"The samples are not where they were, so questions, frames and intervals are missing: {error}"
-    return *(with_style(samples, config["prompt"]) for samples in loaded), ""
+    return *(with_style(samples, config["prompt"], box_units_of(folder, config)) for samples in loaded), ""
+
+
+def box_units_of(folder: Path, config: dict) -> int:
+    """Of the model that was trained, as one of its folders says; the run may be older than the first of them."""
+    places = [*(folder / name for name in ("final", "best", "warm_start", "initial")), Path(config["model"])]
+    known = next((place for place in places if (place / "config.json").exists()), None)
+    return hf_folder.geometry_in(str(known)).box_units if known else 1
 
 
 # --- results -----------------------------------------------------------------------------------------------------------

@@ -47,7 +47,7 @@ def test_answers_given_otherwise_are_refused_by_name_and_value(tmp_path):
 
 @pytest.mark.parametrize("name, value", [
     ("style", "answer"), ("max_new_tokens", 65), ("max_prompt_tokens", 9), ("num_samples", 3), ("temperature", 0.5),
-    ("mix", "temporal_r1"), ("seed", 7)])
+    ("mix", "temporal_r1"), ("seed", 7), ("timestamps", True)])
 def test_whatever_decides_an_answer_is_in_the_record(name, value):
     """A setting that is forgotten there is one that may change in the middle of a file."""
     asking = dict(style="think", max_new_tokens=64, max_prompt_tokens=10, num_samples=2, temperature=1.0, mix="sum",

@@ -87,12 +87,27 @@ def test_idle_groups_make_up_for_what_a_rank_does_not_have(model, mine, others, 
     group_of["encoded"] = dataclasses.replace(group_of["video"], video=torch.zeros(1))
     sharding = Sharding.__new__(Sharding)  # without FSDP, which needs processes
     sharding.world, sharding.placeholder, sharding.end = TwoRanks(*others), model.video_token_id, 0
+    sharding.patch_width = prompts[0].patches.shape[1]
     packs = [[group_of[name] for name in pack] for pack in mine]
     names = {id(group): name for name, group in group_of.items()}
     found = [[names.get(id(group)) or ("idle video" if group.needs_tower else "idle text") for group in pack]
              for pack in sharding.equalise_passes(packs, lambda prompt: idle_group(model, prompt))]
     assert found == expected
     assert [len(pack) for pack in packs] == [len(pack) for pack in mine]  # the caller's own lists stay
+
+
+def test_a_sharded_qwen3_takes_the_same_steps(qwen3_folder):
+    """The mergers of deepstack lie between the blocks of the tower, and are used inside its forward pass: they are gathered
+    with what lies between the layers, or their gradients are lost."""
+    cases = list(shard_steps.CASES)[:2]
+    expected = shard_steps.take_steps(ALONE, qwen3_folder, shard=False, cases=cases)[0]
+    try:
+        found = shard_steps.take_steps(ALONE, qwen3_folder, shard=True, offload=True, cases=cases)[0]
+    finally:
+        stop(ALONE)
+    for case, (logged, weights) in found.items():
+        assert logged == pytest.approx(expected[case][0], rel=1e-4, abs=1e-5)
+        assert distance(weights, expected[case][1]) < 1e-5
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ import rewards
 import train
 from lib import toy
 from lib.captions import as_caption, words_judge
+from lib.geometry import QWEN2_5, QWEN3
 from lib.samples import TASKS, load_samples
 from model import VideoLM
 
@@ -181,7 +182,7 @@ def test_the_tokenizer_learns_the_words_of_the_tasks_that_are_trained(tmp_path, 
     """Other texts give other merges, and with them another model: a run of three tasks must not change with a fourth."""
     monkeypatch.chdir(tmp_path)
     texts = []
-    monkeypatch.setattr(toy, "write_model", lambda folder, of_model, seed: texts.append(of_model))
+    monkeypatch.setattr(toy, "write_model", lambda folder, of_model, seed, family: texts.append(of_model))
     for tasks in ([], ["--tasks", "grounding", "captioning"]):
         config = train.parse_config(["--toy_train", "2", "--toy_eval", "1", "--out", "run", *tasks])
         assert toy.prepare(config, ALONE) == ("run/initial", ["toy/seed0-2-1/train.jsonl"], ["toy/seed0-2-1/eval.jsonl"])
@@ -224,10 +225,24 @@ def test_the_tiny_model_is_a_genuine_qwen_with_its_special_tokens(tmp_path):
     """`--model` takes this folder exactly as it takes a published one: same class, same names, same proportions."""
     toy.write_model(tmp_path, ["which colour does the screen turn first?"] * 3, seed=1)
     model = VideoLM.load(str(tmp_path))
-    assert model.tokens_per_second == 2 and model.hf.config.model_type == "qwen2_5_vl"
+    assert model.geometry == QWEN2_5 and model.hf.config.model_type == "qwen2_5_vl"
     for name in toy.SPECIAL_TOKENS:
         assert len(model.tokenizer(name)["input_ids"]) == 1
     assert model.tokenizer.decode(model.tokenizer("déjà vu, 12.5 → 3\n")["input_ids"]) == "déjà vu, 12.5 → 3\n"
     assert len(model.tokenizer("1234")["input_ids"]) == 4  # every digit alone, as Qwen does
     section = model.hf.config.text_config.rope_parameters["mrope_section"]
     assert sum(section) == model.hf.config.text_config.hidden_size // model.hf.config.text_config.num_attention_heads // 2
+
+
+def test_the_tiny_qwen3_is_a_genuine_one_that_can_read_its_clock(tmp_path):
+    """The time of a pair of frames is three tokens, the middle one the digit that an answer has: what a tiny model looks for."""
+    toy.write_model(tmp_path, ["which colour does the screen turn first?"] * 3, seed=1, family="qwen3")
+    model = VideoLM.load(str(tmp_path))
+    assert type(model.hf).__name__ == "Qwen3VLForConditionalGeneration" and model.geometry == QWEN3
+    time, digit = (model.tokenizer(text)["input_ids"] for text in ("<3.2 seconds>", "3"))
+    assert len(time) == 3 and time[1:2] == digit
+    config = model.hf.config.text_config
+    assert sum(config.rope_parameters["mrope_section"]) == config.head_dim // 2
+    assert model.visual.deepstack_visual_indexes
+    plain = AutoTokenizer.from_pretrained(tmp_path).apply_chat_template([{"role": "user", "content": "hm?"}], tokenize=False)
+    assert plain == "<|im_start|>user\nhm?<|im_end|>\n"

@@ -98,7 +98,7 @@ def test_one_question_gets_the_completions_that_a_data_set_would(model, loader, 
     for asking in (ASKING, SamplingSettings("think", 6)):
         expected = answer_all(model, loader, samples, ALONE, asking, score, "")
         for sample, prediction in zip(samples, expected):
-            prompt = prepare(sample, loader.load(sample), model.tokenizer, tokens_per_second=model.tokens_per_second)
+            prompt = prepare(sample, loader.load(sample), model.tokenizer, geometry=model.geometry)
             said = complete(model, prompt, asking)
             assert [text for text, _ in said] == prediction["completions"]
             assert [end for _, end in said] == [reason != "truncated" for reason in prediction["reasons"]]

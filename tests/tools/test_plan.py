@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from lib.checkpoints import save_checkpoint, training_state
 from lib.distributed import World
 from lib.run import KEEP_CHECKPOINTS
 from lib.sharding import Sharding
-from model import GroupCache, VideoLM
+from model import CLASSES, GroupCache, VideoLM
 from tools import plan
 
 # --- the model --------------------------------------------------------------------------------------------------------
@@ -286,6 +287,33 @@ def test_forward_operations_are_those_that_torch_counts(counted):
     assert first == exactly(predicted["prefill"])
     decode = operations(lambda: sample(C), False) - first
     assert predicted["decode"] <= decode <= 1.05 * predicted["decode"]
+
+
+def test_the_operations_of_a_qwen3_are_those_that_torch_counts():
+    """Its heads are wider than its hidden size says, its tower has no windows, and each layer of deepstack is a merger."""
+    tokenizer = toy.build_tokenizer(TEXTS)
+    config = toy.build_model(tokenizer, 0, layers=4, family="qwen3").config
+    config.text_config.head_dim = 32
+    config.vision_config.depth, config.vision_config.deepstack_visual_indexes = 3, [0, 1]
+    model, size = VideoLM(CLASSES["qwen3_vl"]._from_config(config, attn_implementation="sdpa"), tokenizer, ""), plan.count(config)
+    grid, (P, G, C) = (2, 6, 10), (40, 3, 5)
+    video = torch.randn(math.prod(grid), 1536)
+    assert operations(lambda: model.encode_video(video, grid), False) == plan.vision_flops(size, grid)
+    embeds, positions = torch.randn(1, P, 3 * 96), torch.arange(P).expand(3, -1)
+    expected = plan.decoder_flops(size, P + G * (C - 1), P**2 + G * (C - 1) * (P + C - 1)) + 2 * size.head * G * C
+    scoring = operations(lambda: model.logprobs(embeds, positions, torch.ones(G, C, dtype=torch.long), 1.0), False)
+    assert scoring == pytest.approx(expected, rel=1e-3)  # the angles of the rotation: 2,000 of 35 million
+
+
+@pytest.mark.parametrize("name, parameters", [("2b", 2_127_532_032), ("4b", 4_437_815_808), ("8b", 8_767_123_696),
+                                              ("32b", 33_357_390_064)])
+def test_sizes_of_qwen3_vl(name, parameters):
+    """A wrong number of a config is a wrong plan: the shapes give what the models' names say."""
+    assert plan.count(plan.load_shape(f"qwen3-{name}")).parameters == parameters
+    job = plan.Job(model=f"qwen3-{name}")
+    t, h, w = plan.video_grid(job)
+    V, P, _, _ = plan.tokens_of(job)
+    assert V == t * h * w / 4 and P == V + 9 * t + job.text_tokens  # times are text
 
 
 @pytest.mark.parametrize("stage", ["grpo", "sft"])
