@@ -21,7 +21,7 @@ SMALL = ["--sft_steps", "4", "--sft_questions", "4", "--steps", "4", "--question
          "--warmup_steps", "0"]
 CLIPS = ["--toy_train", "6", "--toy_eval", "4"]  # of a run without --model
 # With the model and the clips of `started`, at the toy's resolution and about its learning rates.
-STARTED = [*SMALL, "--model", "start", "--train_data", "toy/train.jsonl", "--tasks", "grounding", "qa", "--min_pixels", "3136",
+STARTED = [*SMALL, "--model", "start", "--train_data", "toy/train.jsonl", "--tasks", "grounding", "qa",
            "--lr", "4e-4", "--sft_lr", "1e-3", "--pack_tokens", "8192", "--no-gradient_checkpointing",
            "--save_dtype", "float32"]  # runs are compared to the last bit
 

@@ -1,5 +1,6 @@
 """From a file and a question to tensors: every step against numbers that other code, or a hand, has computed."""
 
+import dataclasses
 import types
 
 import numpy as np
@@ -495,7 +496,7 @@ def test_a_closer_look_stands_at_the_true_second_of_each_grid(tokenizer, clip_fi
     assert shown == [5 + i for i in denser_frames(np.arange(35) / 10, [[1.0, 2.0]], 14, 4.0)]
     assert clip.seconds.tolist() == pytest.approx([k / 10 - 0.5 for k in shown], abs=1e-6)
     assert clip.frames.shape == first.frames.shape and first.is_constant and not clip.is_constant
-    prompt = prepare(sample, clip, tokenizer, "think", tokens_per_second=10)
+    prompt = prepare(sample, clip, tokenizer, "think", geometry=dataclasses.replace(QWEN2_5, tokens_per_second=10))
     video = prompt.positions[0][prompt.ids == tokenizer.convert_tokens_to_ids("<|video_pad|>")].unique()
     assert (video - video[0] + shown[0] - 5).tolist() == pytest.approx([k - 5 for k in shown[::2]], abs=1)
     assert len(set(np.diff(shown[::2]))) > 1  # at one rate they would be wrong

@@ -134,7 +134,7 @@ def test_the_terminal_shows_what_was_seen_thought_and_answered(clips, model_fold
     assert lines[at + 1].startswith("from 3.\\x1b]0;owned\\x07") and lines[at + 2] == "answer: <answer>3 to 6</answer>"
     assert lines[at + 3] == "read as: 3.00 s to 6.00 s"
     drawn = lines[at + 4]
-    assert len(drawn) == 60 and drawn.endswith("| 10.00 s")
+    assert len(drawn) == 60 and drawn.endswith("| 12.00 s")
     assert drawn.count("#") / len(drawn[3:-9]) == pytest.approx(0.3, abs=0.05)
 
 
