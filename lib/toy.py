@@ -2,7 +2,7 @@
 Qwen3-VL that can learn to do both.
 
 A clip lasts 12 seconds. Twice, for 2 to 4 whole seconds each, a grey screen is tinted, in two of four colours. A white and
-a black square, each small or large, jump twice, among nine places. One half of the clip has scan lines. From
+a black square, each small or large, jump twice, from corner to corner. One half of the clip has scan lines. From
 that come samples of all seven tasks, and what each asks about is one of two things that the clip shows:
 
     grounding       when is the screen red? when does it turn for the second time?     exactly one span
@@ -42,15 +42,15 @@ from lib.samples import NUM_BOXES, load_samples
 
 COLOURS = {"red": (230, 40, 40), "green": (40, 190, 60), "blue": (50, 70, 230), "yellow": (235, 215, 40)}
 SQUARES = {"white": 250, "black": 5}
-ROWS = ("top", "middle", "bottom")
-SIDES = {"small": 2, "large": 3}  # of a square, in tenths of the picture
+ROWS = ("top", "bottom")
+SIDES = {"small": 3, "large": 4}  # of a square, in tenths of the picture
 SIZE, FPS = 56, 8  # pixels of a side, frames a second; the model sees 28 x 28 pixels, which are one token a second
 DURATION, EVENT_LENGTHS = 12, (2, 3, 4)  # seconds
 STRIPES = 40  # by how much they are darker, of 255
 LATENESS = 2  # seconds by which the ends of a warm-start label come late, at most
 LAG = 2  # frames, of the eight, by which its boxes are behind, at most
 TELLS_ALL = 0.25  # share of its captions that tell both events
-VERSION = 21  # of everything above and below: a folder written by another version is written anew
+VERSION = 22  # of everything above and below: a folder written by another version is written anew
 
 # --- clips ------------------------------------------------------------------------------------------------------------
 
@@ -100,13 +100,13 @@ def draw_squares(rng: np.random.Generator) -> dict[str, Square]:
 
 
 def draw_square(rng: np.random.Generator) -> Square:
-    """It jumps twice, among the nine places of a 3 x 3 grid, each time between two of the frames that tracking shows: in the
+    """It jumps twice, among four places, the corners, each time between two of the frames that tracking shows: in the
     first half of them, and in the second. Neither when nor where to can be told from where it begins."""
     size, num_frames = str(rng.choice(list(SIDES))), DURATION * FPS
-    places = rng.choice(9, 3, replace=False)
+    places = rng.choice(4, 3, replace=False)
     jumps = np.array([rng.integers(1, 4), rng.integers(4, NUM_BOXES - 1)]) - 0.5  # of the shown frames 0 ... 7
     stretch = np.searchsorted(jumps / (NUM_BOXES - 1) * (num_frames - 1), np.arange(num_frames))  # (T,): 0, 1, 2
-    corner = 3 * np.stack([places % 3, places // 3], axis=1)[stretch]  # (T, 2)
+    corner = 5 * np.stack([places % 2, places // 2], axis=1)[stretch]  # (T, 2)
     return Square(size, np.concatenate([corner, corner + SIDES[size]], axis=1))
 
 
@@ -239,7 +239,7 @@ def ask_what(rng: np.random.Generator, scene: Scene) -> dict:
         colour = str(rng.choice(list(scene.squares)))
         size, boxes = scene.squares[colour]
         subject, seen = f"{colour} square", f"{colour}: " + "".join(f"{x}{y}" for x, y in boxes[FPS // 2 :: FPS, :2]) + f" {size}"
-        events = [f"the {colour} square is {size}", f"the {colour} square ends at the {ROWS[boxes[-1, 1] // 3]}"]
+        events = [f"the {colour} square is {size}", f"the {colour} square ends at the {ROWS[boxes[-1, 1] // 5]}"]
     told = events if rng.random() < TELLS_ALL else [events[int(rng.integers(2))]]
     return {"question": f"Describe what the {subject} does in the video.", "events": events,
             "target": f"<think>{seen}</think><answer>{as_caption(told)}</answer>"}

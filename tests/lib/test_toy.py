@@ -150,7 +150,7 @@ def test_no_box_says_where_the_square_goes(scenes):
             assert len(jumps) == 2 and jumps[0] < 3 <= jumps[1] and len(set(places)) == 3
             if places[0] == (0, 0):
                 second[places[3]] += 1
-    assert len(second) == 8 and max(second.values()) < 0.25 * sum(second.values())
+    assert len(second) == 3 and max(second.values()) < 0.45 * sum(second.values())
 
 
 def test_warm_start_labels_are_late_and_answer_as_they_should(samples, scenes):
@@ -172,7 +172,7 @@ def test_warm_start_labels_are_late_and_answer_as_they_should(samples, scenes):
 def test_a_caption_of_one_clip_tells_no_event_of_another(samples):
     """Events that the rules cannot tell apart ("turns red", "turns blue") would pay for a caption of any clip."""
     told = {tuple(sample["events"]) for sample in of_task(samples, "captioning")}
-    assert len(told) == 4 * 3 + 2 * 2 * 3  # two colours in their order; two squares, two sizes, three rows
+    assert len(told) == 4 * 3 + 2 * 2 * 2  # two colours in their order; two squares, two sizes, two rows
     for events in told:
         for event in {event for other in told for event in other}:
             assert words_judge(event, as_caption(list(events))) == (event in events)
