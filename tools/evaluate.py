@@ -39,7 +39,7 @@ from lib.judge import load_judge
 from lib.loader import VideoLoader
 from lib.questions import with_style
 from lib.readers import VideoError
-from lib.samples import TASKS, load_samples, parse_entry, rule_of, shown, text_problem, unread_keys
+from lib.samples import TASKS, files_of, load_samples, parse_entry, rule_of, shown, text_problem, unread_keys
 from lib.tables import print_categories, print_probes, print_published, print_reasons, print_table
 from lib.terminal import errors_in_one_sentence, printable
 from model import VideoLM
@@ -101,6 +101,8 @@ class Flags:
     total_pixels: int | None = asking(None, f"pixel budget of a whole video ({as_trained('total_pixels')})", kind=int,
                                       within=PIXELS)
     min_pixels: int | None = asking(None, f"least pixels of a frame ({as_trained('min_pixels')})", kind=int, within=PIXELS)
+    image_pixels: int | None = asking(None, f"most pixels of a picture ({as_trained('image_pixels')}); 0: as many as the model's "
+                                            "own files say", kind=int, within=(0, 10**9))
     # your machine
     batch: int = machine(8, "questions that are answered together", within=COUNT)
     compile: bool = machine(False, "sample with one decoder layer compiled by torch.compile: faster, after a minute of "
@@ -162,7 +164,8 @@ def run(arguments: list[str] | None = None) -> None:
     args = parse_arguments(arguments)
     world = start(args.device)
     geometry = hf_folder.geometry_in(args.model).with_times(args.timestamps)
-    settings = VideoSettings(args.fps, args.max_frames, args.total_pixels, args.min_pixels, geometry.factor)
+    settings = VideoSettings(args.fps, args.max_frames, args.total_pixels, args.min_pixels, geometry.factor,
+                             geometry.picture_limits(args.image_pixels))
     if world.is_first and (note := shared_times(settings, geometry)):
         print(note)
     temperature = args.temperature if args.temperature is not None else float(args.num_samples > 1)
@@ -340,7 +343,7 @@ def resampled_means(values: list[dict[str, float]], samples: list[dict]) -> dict
     Which are drawn depends on their number alone. So two runs over the same samples meet the same draws, and the
     differences of their means are those of one data set asked twice.
     """
-    clips = [sample.get("video", ("no video", place)) for place, sample in enumerate(samples)]
+    clips = [tuple(files_of(sample)) or ("no video", place) for place, sample in enumerate(samples)]
     means = {}
     for name in METRICS:
         sums: dict = {}  # clip -> [sum of the metric, number of samples that have it]
