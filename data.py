@@ -6,12 +6,11 @@ Read from top to bottom; the order is the one in which a sample travels:
     clip.mp4       --read_video--->  frames (T, 3, H, W)  --patchify-->  patches (N, 1176), grid
     ids, grid      --mrope_positions-->  positions (3, P)                  (prepare: all of it for one sample)
 
-A picture is a clip of one frame, with a budget of its own (`read_picture`); a sample may have several.
-
-Nothing here knows a model, a reward or a gradient; what differs between Qwen2.5-VL and Qwen3-VL is in a `Geometry`
-(lib/geometry.py), whose defaults are Qwen2.5-VL's. Letters: P prompt tokens, V video tokens among them, T frames, N = 4V
-patches, 1176 numbers of a patch (Qwen3-VL: 1536). Samples are read in lib/samples.py, files are opened in lib/readers.py;
-lib/loader.py runs `read_video` in worker processes. The command line, `python data.py toy | convert | check | select`, is in
+A picture is a clip of one frame with a budget of its own (`read_picture`); a sample may have several. Nothing here knows a
+model, a reward or a gradient; what differs between Qwen2.5-VL and Qwen3-VL is in a `Geometry` (lib/geometry.py), whose
+defaults are Qwen2.5-VL's. Letters: P prompt tokens, V visual tokens among them, T frames, N = 4V patches, 1176 numbers of a
+patch (Qwen3-VL: 1536). Samples are read in lib/samples.py, files are opened in lib/readers.py and lib/pictures.py;
+lib/loader.py does so in worker processes. The command line, `python data.py toy | convert | check | select`, is in
 tools/data_commands.py.
 
 Left out on purpose: the library's own video processor. Frame choice, resize, patch order and positions are a page of
