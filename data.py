@@ -253,8 +253,8 @@ def encode_prompt(tokenizer, messages: list[dict], num_tokens: int | list[int], 
     pads = sum(piece in ((True, VIDEO_PAD), (True, IMAGE_PAD)) for piece in pieces)
     runs = num_tokens if isinstance(num_tokens, list) else [num_tokens // len(times or [None])] * pads
     if (len(runs), bool(num_tokens)) != (pads, pads > 0):
-        raise ValueError(f"the prompt has {pads or 'no'} video part{'s' * (pads > 1)} or pictures, and {num_tokens} visual "
-                         "tokens are to fill it")
+        raise ValueError(f"the prompt has {('no', 'a')[pads] if pads < 2 else pads} video part{'s' * (pads > 1)}, and {num_tokens} "
+                         "visual tokens are to fill it")
     ids, runs = [], iter(runs)
     for is_special, piece in _merge_texts(pieces):
         if is_special:
