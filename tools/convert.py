@@ -570,7 +570,7 @@ def options_of(row: dict) -> list[str]:
         given = ast.literal_eval(given)
     given = {key: row[key] for key in LETTERS if row.get(key) not in (None, "")} if given is None else given
     if isinstance(given, dict):
-        if sorted(given) != list(LETTERS[:len(given)]):
+        if not given or sorted(given) != list(LETTERS[:len(given)]):
             raise ValueError(f"the options are under {', '.join(map(str, given)) or 'no letter'}; they must be A, B, C, ...")
         given = [given[key] for key in sorted(given)]
     return [str(option) for option in given]
