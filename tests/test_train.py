@@ -420,7 +420,7 @@ def test_videos_pictures_and_text_share_the_steps_of_two_processes(started, monk
                {**asked, "id": "two", "image": ["green.png", "blue.png"]}]
     Path("mixed.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
     arguments = [*STARTED, "--train_data", "mixed.jsonl", "--eval_data", "mixed.jsonl", "--questions", "3", "--steps", "2",
-                 "--sft_questions", "3", "--sft_steps", "2", "--max_new_tokens", "8", "--keep_dead_groups", "--select_k", "0"]
+                 "--sft_questions", "3", "--sft_steps", "2", "--max_new_tokens", "32", "--keep_dead_groups"]
     train.main([*arguments, "--out", "one"])
     run_ranks(started, 2, train_in, started, [*arguments, "--out", "two", "--shard", shard])
     assert "cut.png: truncated or damaged" in read(started, 0) + read(started, 1)
