@@ -39,6 +39,7 @@ from lib import toy
 from lib.answers import PUBLISHED
 from lib.checkpoints import names_in, newest_checkpoint
 from lib.distributed import World
+from lib.geometry import QWEN2_5
 from lib.loader import VideoLoader, _clip_key
 from lib.questions import with_style
 from lib.run import Clock, Run, log_line, means_of_sums
@@ -474,7 +475,7 @@ def test_what_is_frozen_is_not_sharded(monkeypatch, capsys):
     gpus = World(0, 8, torch.device("cuda:0"))
     monkeypatch.setattr(train, "worth_sharding", lambda *_: True)
     monkeypatch.setattr(train, "Sharding", lambda *_, **__: pytest.fail("LoRA was sharded"))
-    monkeypatch.setattr(train.VideoLM, "load", lambda *_: SimpleNamespace(hf=None))
+    monkeypatch.setattr(train.VideoLM, "load", lambda *_: SimpleNamespace(hf=None, geometry=QWEN2_5))
     monkeypatch.setattr(train.lora, "add_adapters", lambda *_: None)
     train.load_model(train.parse_config(["--lora_rank", "4"]), gpus, "a name")
 
