@@ -6,10 +6,11 @@ Read from top to bottom; the order is the one in which a sample travels:
     clip.mp4       --read_video--->  frames (T, 3, H, W)  --patchify-->  patches (N, 1176), grid
     ids, grid      --mrope_positions-->  positions (3, P)                  (prepare: all of it for one sample)
 
-Nothing here knows a model, a reward or a gradient; what differs between Qwen2.5-VL and Qwen3-VL is in a `Geometry`
-(lib/geometry.py), whose defaults are Qwen2.5-VL's. Letters: P prompt tokens, V video tokens among them, T frames, N = 4V
-patches, 1176 numbers of a patch (Qwen3-VL: 1536). Samples are read in lib/samples.py, files are opened in lib/readers.py;
-lib/loader.py runs `read_video` in worker processes. The command line, `python data.py toy | convert | check | select`, is in
+A picture is a clip of one frame with a budget of its own (`read_picture`); a sample may have several. Nothing here knows a
+model, a reward or a gradient; what differs between Qwen2.5-VL and Qwen3-VL is in a `Geometry` (lib/geometry.py), whose
+defaults are Qwen2.5-VL's. Letters: P prompt tokens, V visual tokens among them, T frames, N = 4V patches, 1176 numbers of a
+patch (Qwen3-VL: 1536). Samples are read in lib/samples.py, files are opened in lib/readers.py and lib/pictures.py;
+lib/loader.py does so in worker processes. The command line, `python data.py toy | convert | check | select`, is in
 tools/data_commands.py.
 
 Left out on purpose: the library's own video processor. Frame choice, resize, patch order and positions are a page of
@@ -28,8 +29,9 @@ import torch
 
 from lib.captions import as_caption
 from lib.geometry import MERGE, QWEN2_5, Geometry
+from lib.pictures import read_picture_file
 from lib.readers import DECODING_ERRORS, IndexIsWrong, Source, VideoError, find_video, first_line, open_video
-from lib.samples import LETTERS, NUM_BOXES, entry_of, option_texts
+from lib.samples import LETTERS, NUM_BOXES, entry_of, files_of, option_texts
 
 # ---------------------------------------------------------------------------------------------------------------------
 # 1. Prompts, in the published words, and the completion a warm start imitates
@@ -37,6 +39,7 @@ from lib.samples import LETTERS, NUM_BOXES, entry_of, option_texts
 STYLES = ("think", "answer", "temporal_r1")
 THINK = ("Output your thought process within the <think> </think> tags, including analysis with either specific "
          "timestamps (xx.xx) or time ranges (xx.xx to xx.xx) in <timestep> </timestep> tags.")
+THINK_OF_PICTURES = "Output your thought process within the <think> </think> tags."  # ours: pictures have no times to be told
 TIMES = ("rovide the start and end times (in seconds, precise to two decimal places) in the format \"start time to "
          "end time\" within the <answer> </answer> tags. For example: \"12.54 to 17.83\".")
 LETTER = "rovide your answer within the <answer> </answer> tags, output the corresponding letter of the option."
@@ -138,7 +141,8 @@ def say_every_time(sample: dict, style: str) -> str:
 
 def ask_which(sample: dict, think: bool, rest: str = f"{LETTER}\n") -> str:
     options = [f"({letter}) {option}" for letter, option in zip(LETTERS, option_texts(sample))]
-    return (f'Answer the question: "{sample["question"].strip()}" according to the content of the video. Select the answer '
+    seen = "image" + "s" * (len(files_of(sample)) > 1) if "image" in sample else "video"
+    return (f'Answer the question: "{sample["question"].strip()}" according to the content of the {seen}. Select the answer '
             f"from :{options}.{ask(think, rest, before=' ')}")
 
 
@@ -213,16 +217,18 @@ def build_prompt(sample: dict, style: str) -> list[dict]:
 
     VideoChat-R1: one user turn, the text before the video. Temporal-R1: its system line, the video before the text; it
     published a prompt for grounding only, so the other tasks keep VideoChat-R1's words, behind the video and without
-    the system line, which would ask for a letter or a list "in JSON format". No video, no video part.
+    the system line, which would ask for a letter or a list "in JSON format". Pictures stand where a video would.
     """
     texts, think = texts_of(sample), prompt_wants_thought(sample, style)
-    video = [{"type": "video", "video": sample["video"]}] if "video" in sample else []
+    kind = "image" if "image" in sample else "video"
+    media = [{"type": kind, kind: file} for file in files_of(sample)]
     if style == "temporal_r1" and texts.temporal_r1:
         text = {"type": "text", "text": texts.temporal_r1(sample)}
         return [{"role": "system", "content": TEMPORAL_R1_SYSTEM if think else TEMPORAL_R1_SYSTEM_ANSWER},
-                {"role": "user", "content": [*video, text]}]
-    text = {"type": "text", "text": texts.question(sample, think)}
-    return [{"role": "user", "content": [*video, text] if style == "temporal_r1" else [text, *video]}]
+                {"role": "user", "content": [*media, text]}]
+    question = texts.question(sample, think)
+    text = {"type": "text", "text": question.replace(THINK, THINK_OF_PICTURES) if kind == "image" else question}
+    return [{"role": "user", "content": [*media, text] if style == "temporal_r1" else [text, *media]}]
 
 
 def target_text(sample: dict, style: str) -> str:
@@ -235,15 +241,15 @@ def target_text(sample: dict, style: str) -> str:
     return ("<think></think>" if prompt_wants_thought(sample, style) else "") + texts_of(sample).target(sample, style)
 
 
-VIDEO_PAD = "<|video_pad|>"
+VIDEO_PAD, IMAGE_PAD = "<|video_pad|>", "<|image_pad|>"
 
 
-def encode_prompt(tokenizer, messages: list[dict], num_video_tokens: int, times: list[float] | None = None,
+def encode_prompt(tokenizer, messages: list[dict], num_tokens: int | list[int], times: list[float] | None = None,
                   geometry: Geometry = QWEN2_5) -> torch.Tensor:
     """Token ids (P,) int64 of the chat with the assistant's turn opened, as the model's chat template renders it.
 
-    `<|video_pad|>` stands `num_video_tokens` times; with `times`, seconds of each pair of frames, in as many equal runs,
-    each behind its time as text. Whatever the texts contain is text: a question that spells out `<|im_end|>` gets ordinary
+    `<|video_pad|>` stands `num_tokens` times; with `times`, seconds of each pair of frames, in as many equal runs, each
+    behind its time as text. A list: how often `<|image_pad|>` stands for each picture. Whatever the texts contain is text: a question that spells out `<|im_end|>` gets ordinary
     tokens for these characters, never the one that ends the turn.
     """
     if geometry.system and messages[0]["role"] != "system":
@@ -253,16 +259,18 @@ def encode_prompt(tokenizer, messages: list[dict], num_video_tokens: int, times:
         pieces += [(True, "<|im_start|>"), (False, message["role"] + "\n"), *_content_pieces(message["content"], times),
                    (True, "<|im_end|>"), (False, "\n")]
     pieces += [(True, "<|im_start|>"), (False, "assistant\n")]
-    if any(piece == (True, VIDEO_PAD) for piece in pieces) != (num_video_tokens > 0):
-        raise ValueError(f"the prompt has {'a' if num_video_tokens == 0 else 'no'} video part, and {num_video_tokens} "
-                         "video tokens are to fill it")
-    ids, run = [], num_video_tokens // len(times or [None])
+    pads = sum(piece in ((True, VIDEO_PAD), (True, IMAGE_PAD)) for piece in pieces)
+    runs = num_tokens if isinstance(num_tokens, list) else [num_tokens // len(times or [None])] * pads
+    if (len(runs), bool(num_tokens)) != (pads, pads > 0):
+        raise ValueError(f"the prompt has {('no', 'a')[pads] if pads < 2 else pads} video part{'s' * (pads > 1)}, and {num_tokens} "
+                         "visual tokens are to fill it")
+    ids, runs = [], iter(runs)
     for is_special, piece in _merge_texts(pieces):
         if is_special:
             token = tokenizer.convert_tokens_to_ids(piece)
             if token is None:
                 raise ValueError(f"the tokenizer has no {piece}; use the checkpoint's own or add its special tokens")
-            ids += [token] * (run if piece == VIDEO_PAD else 1)
+            ids += [token] * (next(runs) if piece in (VIDEO_PAD, IMAGE_PAD) else 1)
         else:  # split_special_tokens: otherwise special-token strings inside a question become the tokens themselves
             ids += tokenizer(piece, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     return torch.tensor(ids, dtype=torch.int64)
@@ -271,11 +279,12 @@ def encode_prompt(tokenizer, messages: list[dict], num_video_tokens: int, times:
 def _content_pieces(content: str | list[dict], times: list[float] | None) -> list[tuple[bool, str]]:
     if isinstance(content, str):
         return [(False, content)]
-    run = [(True, "<|vision_start|>"), (True, VIDEO_PAD), (True, "<|vision_end|>")]
+    run, image = ([(True, "<|vision_start|>"), (True, pad), (True, "<|vision_end|>")] for pad in (VIDEO_PAD, IMAGE_PAD))
     # Nothing stands around the runs of a video. So it was when Qwen3-VL was released (transformers 4.57 to 5.9); from 5.10 the
     # library leaves the template's own pair around all of them. Which one the weights were trained with is not published.
     video = run if times is None else [piece for t in times for piece in ((False, f"<{t:.1f} seconds>"), *run)]
-    return [piece for part in content for piece in (video if part["type"] == "video" else [(False, part["text"])])]
+    return [piece for part in content
+            for piece in ({"video": video, "image": image}.get(part["type"]) or [(False, part["text"])])]
 
 
 def frame_pair_times(seconds: torch.Tensor) -> list[float]:
@@ -317,6 +326,7 @@ class VideoSettings:
     total_pixels: int = 3584 * 784  # 784 = 28 * 28 pixels make one token of two frames
     min_pixels: int = 16 * 784
     factor: int = QWEN2_5.factor  # pixels of a token's side: `Geometry.factor`
+    picture_pixels: tuple[int, int] = QWEN2_5.picture_pixels  # least and most of a picture: `Geometry.picture_limits`
 
 
 def frame_indices(num_frames: int, fps: float, *, target_fps: float = 2.0, min_frames: int = 4,
@@ -463,6 +473,16 @@ def rate_between(source: Source, first: int, last: int) -> float:
     return source.fps if source.is_constant or seconds <= 0 else (last - first) / float(seconds)
 
 
+def read_picture(path: str, min_pixels: int, max_pixels: int, factor: int) -> Clip:
+    """A picture as the checkpoint's own image processor resizes it, T = 1. VideoError for whatever cannot be read."""
+    try:
+        pixels = read_picture_file(Path(path))
+        size = smart_resize(*pixels.shape[:2], min_pixels=min_pixels, max_pixels=max_pixels, factor=factor)
+        return Clip(_resize(torch.from_numpy(pixels), size)[None], torch.zeros(1, dtype=torch.float64), 1.0)
+    except DECODING_ERRORS as error:
+        raise VideoError(path, first_line(error)) from error
+
+
 def _resize(frame: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """(H, W, 3) uint8 to (3, *size) uint8. Bicubic overshoots at edges, hence the clamp before rounding."""
     frame = frame.permute(2, 0, 1)
@@ -474,9 +494,15 @@ def _resize(frame: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 
 def video_arguments(sample: dict, settings: VideoSettings) -> dict:
     """The keywords `read_video` gets for this sample; with the path they are all that a clip depends on."""
-    return {**vars(settings), "start": sample.get("start"), "end": sample.get("end"), "fps": sample.get("fps", 2.0),
+    shown = {name: value for name, value in vars(settings).items() if name != "picture_pixels"}
+    return {**shown, "start": sample.get("start"), "end": sample.get("end"), "fps": sample.get("fps", 2.0),
             "frames": sample.get("frames", texts_of(sample).frames),
             **{name: sample[name] for name in ("dense_windows", "density") if name in sample}}
+
+
+def picture_arguments(settings: VideoSettings) -> dict:
+    """The keywords `read_picture` gets."""
+    return {"min_pixels": settings.picture_pixels[0], "max_pixels": settings.picture_pixels[1], "factor": settings.factor}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -508,6 +534,11 @@ def patchify(frames: torch.Tensor, geometry: Geometry = QWEN2_5) -> tuple[torch.
     return patches, (t, h, w)
 
 
+def grids_of(grid: list[Grid] | Grid | None) -> list[Grid]:
+    """As a list: nothing, one grid of a video, or one of each picture."""
+    return [] if grid is None else grid if isinstance(grid, list) else [grid]
+
+
 def num_video_tokens(grid: Grid) -> int:
     """V of a grid in patches: a token is 2 x 2 of them."""
     return math.prod(grid) // MERGE**2
@@ -522,10 +553,10 @@ def mrope_positions(ids: torch.Tensor, grids: list[Grid] | Grid | None, seconds_
     any axis. A tensor (t,) in place of seconds_per_grid tells when each of the t of a grid begins: a variable rate's own
     seconds stand for t * seconds_per_grid. Qwen2.5-VL has one grid for a video, and these are the positions that its
     checkpoints were trained with (transformers 4.49 to 4.51); later versions of the library differ from it silently, so one
-    tensor is computed here and passed to sampling and scoring alike. Qwen3-VL has a grid of t = 1 for each pair of frames.
-    Grids are in patches; None for text only. ValueError where grids and ids disagree.
+    tensor is computed here and passed to sampling and scoring alike. Qwen3-VL has a grid of t = 1 for each pair of frames,
+    and a picture is such a grid in both. Grids are in patches; None for text only. ValueError where grids and ids disagree.
     """
-    grids = [] if grids is None else grids if isinstance(grids, list) else [grids]
+    grids = grids_of(grids)
     runs, wanted = _runs(ids == video_token_id), [num_video_tokens(grid) for grid in grids]
     if [length for _, length in runs] != wanted:
         raise ValueError(f"the prompt has {sum(length for _, length in runs)} video tokens in {len(runs)} runs, grids of "
@@ -579,7 +610,7 @@ class Prompt:
     sample: dict
     ids: torch.Tensor  # (P,) int64
     patches: torch.Tensor | None  # (N, 1176) float32; Qwen3-VL: (N, 1536)
-    grid: Grid | None
+    grid: Grid | list[Grid] | None  # of the video, or of each picture, whose patches follow each other
     positions: torch.Tensor  # (3, P) int64
 
 
@@ -587,17 +618,21 @@ class PromptTooLong(ValueError):
     """A prompt over the limit: in training a wrong setting, in evaluation a question that scores 0."""
 
 
-def prepare(sample: dict, clip: Clip | None, tokenizer, style: str = "think", *, max_prompt_tokens: int | None = None,
+def prepare(sample: dict, clip: Clip | list[Clip] | None, tokenizer, style: str = "think", *, max_prompt_tokens: int | None = None,
             geometry: Geometry = QWEN2_5, device: str | torch.device = "cpu") -> Prompt:
-    """The prompt of one sample as tensors on `device`; `clip` is None for a text-only sample.
+    """The prompt of one sample as tensors on `device`; `clip` is None for a text-only sample, a list for pictures.
 
     A prompt is never truncated, because that would cut the question or part of the video: PromptTooLong over
     `max_prompt_tokens`, with the arithmetic.
     """
-    if (clip is None) != ("video" not in sample):
-        raise ValueError(f"sample {sample['id']}: {'no clip for' if clip is None else 'a clip but no'} 'video'")
+    if (clip is None) != (not files_of(sample)):
+        raise ValueError(f"sample {sample['id']}: {'no clip for' if clip is None else 'a clip but no'} 'video' or 'image'")
     patches, grid, grids, times, seconds_per_grid = None, None, None, None, 0.0
-    if clip is not None:
+    pad = IMAGE_PAD if "image" in sample else VIDEO_PAD
+    if isinstance(clip, list):
+        cut, grid = zip(*(patchify(picture.frames.to(device), geometry) for picture in clip))
+        patches, grid, grids = torch.cat(cut), list(grid), list(grid)
+    elif clip is not None:
         patches, grid = patchify(clip.frames.to(device), geometry)
         if geometry.timestamps:  # a run of tokens for each pair of frames
             grids, times = [(1, *grid[1:])] * grid[0], frame_pair_times(clip.seconds)
@@ -605,19 +640,24 @@ def prepare(sample: dict, clip: Clip | None, tokenizer, style: str = "think", *,
             grids = [grid]
             # A grid is two frames. Listed frames may lie before `start`, and nothing stands before the video's first position.
             seconds_per_grid = 2 / clip.sample_fps if clip.is_constant else clip.seconds[::2].clamp(min=0)
-    ids = encode_prompt(tokenizer, build_prompt(sample, style), num_video_tokens(grid) if grid else 0, times, geometry)
+    counts = [num_video_tokens(each) for each in grids_of(grid)]
+    ids = encode_prompt(tokenizer, build_prompt(sample, style), counts if pad == IMAGE_PAD else sum(counts), times, geometry)
     check_prompt_length(sample, ids, clip, max_prompt_tokens, geometry.factor)
     positions = mrope_positions(ids, grids, seconds_per_grid, tokens_per_second=geometry.tokens_per_second,
-                                video_token_id=tokenizer.convert_tokens_to_ids(VIDEO_PAD))
+                                video_token_id=tokenizer.convert_tokens_to_ids(pad))
     return Prompt(sample, ids.to(device), patches, grid, positions.to(device))
 
 
-def check_prompt_length(sample: dict, ids: torch.Tensor, clip: Clip | None, limit: int | None, factor: int) -> None:
+def check_prompt_length(sample: dict, ids: torch.Tensor, clip: Clip | list[Clip] | None, limit: int | None, factor: int) -> None:
     """PromptTooLong with the arithmetic (frames x size -> tokens) for a prompt over `limit` tokens."""
     if limit is None or len(ids) <= limit:
         return
     message = f"sample {sample['id']}: the prompt has {len(ids)} tokens, more than {limit}"
-    if clip is not None:
+    if isinstance(clip, list):
+        sizes = [(picture.frames.shape[3], picture.frames.shape[2]) for picture in clip]
+        message += (f": pictures of {', '.join(f'{W} x {H}' for W, H in sizes)} pixels -> "
+                    f"{' + '.join(str(W * H // factor**2) for W, H in sizes)} tokens; lower --image_pixels")
+    elif clip is not None:
         T, _, H, W = clip.frames.shape
         t, h, w = math.ceil(T / 2), H // factor, W // factor
         message += (f": {T} frames of {W} x {H} pixels -> {t} x {h} x {w} = {t * h * w} video tokens, and "

@@ -45,7 +45,7 @@ from transformers import AutoConfig, AutoTokenizer, Qwen2_5_VLForConditionalGene
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import logging
 
-from data import Prompt
+from data import Grid, Prompt, grids_of
 from lib import hf_folder, kernels, lora
 from lib.geometry import geometry_of
 from lib.sharding import Sharding
@@ -289,7 +289,7 @@ class VideoLM:
         kernels.use_windows(self.visual)
         kernels.use_own_forwards(hf)
         config = hf.config
-        self.video_token_id = config.video_token_id
+        self.video_token_id, self.image_token_id = config.video_token_id, config.image_token_id
         self.geometry = geometry_of(config.to_dict())
         # A sampled placeholder would later be taken for a piece of video: never sampled, never scored.
         self.banned_ids = sorted({config.image_token_id, config.video_token_id, config.vision_start_token_id,
@@ -381,11 +381,12 @@ class VideoLM:
         With deepstack (V, (1 + n) D)."""
         return self.encode_videos([patches], [grid])[0]
 
-    def encode_videos(self, patches: list[Tensor], grids: list[tuple[int, int, int]]) -> list[Tensor]:
-        """Several videos in one pass of the vision tower; they do not see each other. -> one (V, D) each."""
+    def encode_videos(self, patches: list[Tensor], grids: list[Grid | list[Grid]]) -> list[Tensor]:
+        """Several videos in one pass of the vision tower; they do not see each other. -> one (V, D) each. A list of grids
+        stands for the pictures of one sample, whose patches follow each other; they do not see each other either."""
         self.hf.train(torch.is_grad_enabled())  # gradient checkpointing of the library's layers looks at this flag
-        sizes = [t * h * w // 4 for t, h, w in grids]
-        grid = torch.tensor(grids, device=self.device)  # (videos, 3)
+        sizes = [len(rows) // 4 for rows in patches]
+        grid = torch.tensor([one for grid in grids for one in grids_of(grid)], device=self.device)  # (videos and pictures, 3)
         with self._compute():
             row = torch.cat(patches).to(self.device, self.visual.dtype)  # (N, 1176)
             out = self.visual(row, grid_thw=grid, attend=kernels.WindowAttention())
@@ -394,7 +395,7 @@ class VideoLM:
         return list(merged.split(sizes))
 
     def encode_prompts(self, prompts: list[Prompt]) -> list[Tensor | None]:
-        """The video embeddings (V, D) of each prompt, None where it has no video, as many videos a pass as fit."""
+        """The embeddings (V, D) of each prompt's video or pictures, None where it has none, as many a pass as fit."""
         seen = [i for i, prompt in enumerate(prompts) if prompt.patches is not None]
         videos: list[Tensor | None] = [None] * len(prompts)
         for pack in self.pack([len(prompts[i].patches) // 4 for i in seen]):
@@ -423,7 +424,7 @@ class VideoLM:
 
     def _put_in(self, video: Tensor | None, prompt: Tensor, row: Tensor) -> Tensor:
         """video (V, D) into the embedded prompt, row (P, D) -> (1, P, D)."""
-        where = prompt == self.video_token_id  # (P,)
+        where = (prompt == self.video_token_id) | (prompt == self.image_token_id)  # (P,)
         num_rows = 0 if video is None else len(video)
         if int(where.sum()) != num_rows:
             raise ValueError(f"the prompt has {int(where.sum())} video placeholders, the video {num_rows} tokens")

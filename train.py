@@ -46,7 +46,7 @@ from lib.flags import (COUNT, FRAME_RATE, FRAMES, PIXELS, SEED, SHARE, TOKENS, W
 from lib.judge import load_judge
 from lib.loader import VideoLoader
 from lib.progress import Progress, work_of_stages
-from lib.questions import Questions, number_of_steps, sampling_seed, with_style
+from lib.questions import Questions, number_of_steps, sampling_seed, tried_files, with_style
 from lib.run import Run, write_json
 from lib.samples import TASKS, load_samples, unread_keys
 from lib.selection import report_text, select
@@ -84,6 +84,8 @@ class Config:
     total_pixels: int = papers(12 * 784, "pixel budget of a whole video; 784 pixels of two frames make a token", with_model=3584 * 784,
                                within=PIXELS)
     min_pixels: int = papers(784, "least pixels of a frame", with_model=16 * 784, within=PIXELS)
+    image_pixels: int = papers(0, "most pixels of a picture; 0: as many as the model's own files say (12.8 million)",
+                               within=(0, 10**9))
     timestamps: bool = papers(False, "the time as text before each pair of frames for Qwen2.5-VL, too, as TimeLens shows it; "
                                      "Qwen3-VL always has it")
     max_prompt_tokens: int = papers(16384, "a longer prompt is an error, never cut", within=TOKENS)
@@ -449,7 +451,7 @@ def select_samples(run: Run, policy: VideoLM, samples: list[dict], score) -> dic
                                  progress=run.progress)
     # The task's own score decides, without `format`: samples that differ in their tags alone teach nothing about videos.
     problems = {p["id"]: p["problem"] for p in predictions if p["reasons"][0] == "unreadable_video"}
-    run.check_videos([(sample["video"], problems.get(sample["id"], "")) for sample in world.share(samples) if "video" in sample])
+    run.check_videos([pair for sample in world.share(samples) for pair in tried_files(sample, problems.get(sample["id"], ""))])
     ids, report = select(samples, {p["id"]: p for p in predictions}, min_std=config.select_min_std,
                          min_mean=config.select_min_mean, seed=config.seed)
     if world.is_first:
@@ -636,7 +638,8 @@ def carry_out(config: Config, world: World) -> None:
     score = partial(rewards.score, mix=config.reward, judge=judge)
     geometry = hf_folder.geometry_in(config.model) if config.model else toy.FAMILIES[config.toy_model].geometry
     geometry = geometry.with_times(config.timestamps)
-    settings = VideoSettings(config.fps, config.max_frames, config.total_pixels, config.min_pixels, geometry.factor)
+    settings = VideoSettings(config.fps, config.max_frames, config.total_pixels, config.min_pixels, geometry.factor,
+                             geometry.picture_limits(config.image_pixels))
     if world.is_first and (note := shared_times(settings, geometry)):
         print(note)
     cache_bytes = 2**32 if config.model else 2**29  # of decoded clips in memory

@@ -18,7 +18,7 @@ from lib.files import write_whole
 
 ASKED = "asked.json"  # in a model's folder
 PUBLISHED = {"prompt": "think", "timestamps": False, "fps": 2.0, "max_frames": 768, "total_pixels": 3584 * 784, "min_pixels": 16 * 784,
-             "max_new_tokens": 1024, "max_prompt_tokens": 16384}  # VideoChat-R1's, where a folder does not say
+             "image_pixels": 0, "max_new_tokens": 1024, "max_prompt_tokens": 16384}  # VideoChat-R1's, where a folder does not say
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,7 @@ def fingerprint(model: str, judge: str, sampling: SamplingSettings, settings: Vi
             "max_new_tokens": sampling.max_new_tokens, "max_prompt_tokens": sampling.max_prompt_tokens,
             "fps": settings.target_fps, "max_frames": settings.max_frames, "total_pixels": settings.total_pixels,
             "min_pixels": settings.min_pixels, "factor": settings.factor,
+            **({"picture_pixels": list(settings.picture_pixels)} if any("image" in sample for sample in samples) else {}),
             "samples": f"{len(samples)} with sha256 {digest}"}
 
 

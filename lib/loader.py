@@ -39,9 +39,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data import Clip, VideoSettings, read_video, video_arguments
+from data import Clip, VideoSettings, picture_arguments, read_picture, read_video, video_arguments
 from lib.files import PARTIAL, write_whole
 from lib.readers import READER, VideoError, length_of
+from lib.samples import files_of
 
 ROOT = Path(__file__).resolve().parent.parent
 STARTUP_SECONDS = 120  # to import torch, which the parent has just read from the same disk; the deadline counts from after it
@@ -90,6 +91,12 @@ def run_job(function: Callable, path: str, arguments: dict) -> tuple:
 def read_arrays(path: str, **arguments) -> tuple[np.ndarray, np.ndarray, float, bool]:
     """The clip as plain values: frames, seconds, sample_fps, is_constant."""
     clip = read_video(path, **arguments)
+    return clip.frames.numpy(), clip.seconds.numpy(), clip.sample_fps, clip.is_constant
+
+
+def picture_arrays(path: str, **arguments) -> tuple[np.ndarray, np.ndarray, float, bool]:
+    """The same of a picture."""
+    clip = read_picture(path, **arguments)
     return clip.frames.numpy(), clip.seconds.numpy(), clip.sample_fps, clip.is_constant
 
 
@@ -340,45 +347,65 @@ class VideoLoader:
         self.cached_bytes = 0
         self.failures: Counter[tuple] = Counter()
 
-    def submit(self, sample: dict) -> Future:
-        """Begin to decode. Future of the sample's Clip, of None for a text-only sample; a VideoError is its exception.
+    def submit(self, sample: dict) -> Future | list[Future]:
+        """Begin to decode. Future of the sample's Clip, of None for a text-only sample; a VideoError is its exception. Of
+        pictures a list, one for each.
 
         Samples that show the same part of the same file share a future.
         """
+        futures = [self._submit(key, job) for key, job in self._shown(sample)]
+        return futures if "image" in sample else futures[0] if futures else _finished(None)
+
+    def _shown(self, sample: dict) -> list[tuple[tuple, tuple]]:
+        """(key of the clip, (function, arguments, extra seconds to decode)) of each file that it shows."""
+        if "image" in sample:
+            arguments = picture_arguments(self.settings)
+            return [(_clip_key(file, arguments), (picture_arrays, arguments, 0.0)) for file in files_of(sample)]
         if "video" not in sample:
-            return _finished(None)
-        key, arguments = _clip_key(sample, self.settings), video_arguments(sample, self.settings)
+            return []
+        arguments = video_arguments(sample, self.settings)
+        return [(_clip_key(sample["video"], arguments), (read_arrays, arguments, seconds_of(sample) or None))]
+
+    def _submit(self, key: tuple, job: tuple) -> Future:
         if key not in self.ahead:
-            self.ahead[key] = _finished(self.cache[key]) if key in self.cache else self._read(
-                key, arguments, seconds_of(sample) or None)
+            self.ahead[key] = _finished(self.cache[key]) if key in self.cache else self._read(key, *job)
         return self.ahead[key]
 
-    def _read(self, key: tuple, arguments: dict, seconds: float | None) -> Future:
-        """From the disk, where it has the clip, else from the video. Which of the two, its result does not tell."""
-        video, version, _ = key
+    def _read(self, key: tuple, function: Callable, arguments: dict, seconds: float | None) -> Future:
+        """From the disk, where it has the clip, else from the file. Which of the two, its result does not tell."""
+        file, version, _ = key
         if self.disk is None or version is None:
-            return self.pool.submit(read_arrays, video, arguments, _to_clip, extra_seconds=seconds)
-        key = (os.path.abspath(video), *key[1:])  # runs that start in different folders share the entries
+            return self.pool.submit(function, file, arguments, _to_clip, extra_seconds=seconds)
+        key = (os.path.abspath(file), *key[1:])  # runs that start in different folders share the entries
 
         def finish(arrays: tuple) -> Clip:
             clip = _to_clip(arrays)
             self.disk.keep(key, clip)
             return clip
 
-        return self.pool.submit(read_arrays, video, arguments, finish, functools.partial(self.disk.find, key), seconds)
+        return self.pool.submit(function, file, arguments, finish, functools.partial(self.disk.find, key), seconds)
 
-    def load(self, sample: dict) -> Clip | None:
-        """The sample's clip, None for a text-only sample. Raises VideoError."""
-        if "video" not in sample:
-            return None
-        key, future = _clip_key(sample, self.settings), self.submit(sample)
+    def load(self, sample: dict) -> Clip | list[Clip] | None:
+        """The sample's clip, one of one frame for each picture, None for a text-only sample. Raises VideoError."""
+        self.submit(sample)
+        loaded = {}
+        for key, job in self._shown(sample):  # all of them, also behind one that fails: each was submitted for this
+            if key not in loaded:  # the same picture twice in a sample
+                loaded[key] = self._load(key, job)
+        clips = [loaded[key] for key, _ in self._shown(sample)]
+        for clip in clips:
+            if isinstance(clip, VideoError):
+                raise clip
+        return clips if "image" in sample else clips[0] if clips else None
+
+    def _load(self, key: tuple, job: tuple) -> Clip | VideoError:
         try:
-            clip = future.result()
-        except VideoError:
+            clip = self._submit(key, job).result()
+        except VideoError as error:
             self.failures[key] += 1
             if self.failures[key] < ATTEMPTS:  # otherwise it stays, and fails at once from now on
                 del self.ahead[key]
-            raise
+            return error
         del self.ahead[key]
         self._keep(key, clip)
         return clip
@@ -419,14 +446,14 @@ def _finished(result: Clip | None) -> Future:
     return future
 
 
-def _clip_key(sample: dict, settings: VideoSettings) -> tuple:
+def _clip_key(file: str, arguments: dict) -> tuple:
     """All that a clip depends on. A file that was replaced in the meantime is another file."""
     try:
-        status = os.stat(sample["video"])
+        status = os.stat(file)
         version = (status.st_size, status.st_mtime_ns)
     except OSError:  # no such file: decoding says so better
         version = None
-    return sample["video"], version, repr(video_arguments(sample, settings))
+    return file, version, repr(arguments)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from data import Clip, Prompt, prepare, prompt_wants_thought
 from lib.distributed import World
 from lib.readers import VideoError
+from lib.samples import files_of
 from lib.terminal import printable
 
 
@@ -33,6 +34,12 @@ def load_prompts(model, loader, samples: list[dict], style: str, max_prompt_toke
             problems[sample["id"]] = error
             prompts.append(None)
     return prompts, problems
+
+
+def tried_files(sample: dict, problem: str) -> list[tuple[str, str]]:
+    """(file, why it cannot be read, or "") of the sample's video or pictures. `problem`: the sample's, a file's name first."""
+    files = files_of(sample)
+    return [(file, problem if len(files) == 1 or problem.startswith(f"{file}: ") else "") for file in files]
 
 
 def sampling_seed(seed: int, step: int, place: int | str) -> int:
@@ -70,7 +77,7 @@ class Batch:
     prompts: list[Prompt]
     places: list[int]  # in the endless stream, of each prompt
     unreadable: int  # how many of the share could not be read
-    tried: list[tuple[str, str]]  # the video of each of the share, and why it could not be read, or ""
+    tried: list[tuple[str, str]]  # the videos and pictures of the share, and why each could not be read, or ""
 
 
 class Questions:
@@ -112,5 +119,5 @@ class Questions:
         for problem in problems.values():
             tqdm.write(f"unreadable, left out: {printable(problem)}")
         readable = [(prompt, place) for prompt, (place, _) in zip(prompts, mine) if prompt is not None]
-        tried = [(sample["video"], str(problems.get(sample["id"], ""))) for _, sample in mine if "video" in sample]
+        tried = [pair for _, sample in mine for pair in tried_files(sample, str(problems.get(sample["id"], "")))]
         return Batch([prompt for prompt, _ in readable], [place for _, place in readable], len(mine) - len(readable), tried)

@@ -29,6 +29,8 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
+from lib.pictures import to_rgb
+
 # What pillow and data.read_video's arithmetic raise for a file they cannot use, and PyAV, whose errors are OSErrors,
 # ValueErrors or EOFErrors. Anything else is a mistake in this program and is not caught.
 DECODING_ERRORS = (RuntimeError, OSError, ValueError, EOFError, SyntaxError)
@@ -48,7 +50,7 @@ REMEDY = "download it again, or re-encode it with ffmpeg"
 
 
 class VideoError(Exception):
-    """A video that cannot be read: `path` and `reason`. Never repaired, never replaced by another video."""
+    """A video, or a picture, that cannot be read: `path` and `reason`. Never repaired, never replaced by another."""
 
     def __init__(self, path: str | Path, reason: str):
         super().__init__(str(path), reason)  # both in args, so that it survives pickling
@@ -411,9 +413,6 @@ def _read_image(file: Path) -> np.ndarray:
 
     try:
         with Image.open(file) as image:
-            if image.mode in ("RGBA", "LA") or "transparency" in image.info:
-                rgba = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-            return np.array(image.convert("RGB"))
+            return to_rgb(image)
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"frame {file.name}: {first_line(error)}") from error

@@ -82,6 +82,14 @@ def _no_label(sample: dict) -> str | None:
     return None
 
 
+def _not_for_pictures(sample: dict) -> str | None:
+    if "video" in sample:
+        return "fields 'video' and 'image' are both given; a sample shows one or the other"
+    if sample.get("task") not in PICTURE_TASKS:
+        return f"field 'image' does not go with task {sample.get('task')!r}; pictures go with {', '.join(PICTURE_TASKS)}"
+    return None
+
+
 def _no_part(sample: dict) -> str | None:
     if sample["end"] <= sample.get("start", 0):
         return f"field 'end' is {sample['end']}; it must lie behind 'start' ({sample.get('start', 0)})"
@@ -94,6 +102,9 @@ SPANS = Field(lambda value: _are_rows(value, 2), "a list of [start, end] in seco
 ANY_SPANS = Field(lambda value: value in ([], ()) or _are_rows(value, 2),
                   "a list of [start, end] in seconds, [] for what is not in the video")
 VIDEO = Field(_is_path, "the path of a video or of a folder of frames")
+PICTURES = Field(lambda value: _is_path(value) or _is_list(value) and all(map(_is_path, value)),
+                 "the path of a picture, or a list of paths of pictures", _not_for_pictures)
+PICTURE_TASKS = ("qa", "classification", "captioning")  # a sample of these may have `image` in place of `video`
 BOXES = Field(lambda value: _are_rows(value, 4) and len(value) == NUM_BOXES, "a list of 8 [x0, y0, x1, y1]")
 EVENTS = Field(lambda value: _is_list(value)
                and all(isinstance(event, str) and any(map(str.isalnum, event)) for event in value),
@@ -119,6 +130,7 @@ FIELDS = {
     "task": Field(lambda value: isinstance(value, str) and value in TASKS, f"one of {', '.join(TASKS)}"),
     "question": Field(_is_text, "a string"),
     **{field: Field(rule.is_right, rule.wanted) for fields in TASKS.values() for field, rule in fields.items()},
+    "image": PICTURES,
     "frames": Field(lambda value: _is_list(value, NUM_BOXES) and all(type(i) is int and 0 <= i <= MOST for i in value),
                     f"a list of 8 frame numbers from 0 to {MOST}"),
     "duration": Field(lambda value: is_number(value) and 0 < value <= MOST,
@@ -153,12 +165,17 @@ def find_problem(sample: object) -> str | None:
     if not isinstance(sample, dict):
         return f"{shown(sample)} is not a JSON object; write one object a line"
     given = [field for field in FIELDS if field in sample]
-    needed = ["id", "task", "question", *TASKS.get(str(sample.get("task")), {})]
+    needed = ["id", "task", "question", *needed_fields(sample)]
     problems = chain((text_problem(sample, field) for field in sample),
                      (value_problem(sample, field) for field in given + needed),
                      [_mistaken_for_text_only(sample)],
                      (_misfit(sample, field) for field in given))
     return next((problem for problem in problems if problem), None)
+
+
+def needed_fields(sample: dict) -> list[str]:
+    """What a sample of its task must hold, beside id, task and question."""
+    return [field for field in TASKS.get(str(sample.get("task")), {}) if field != "video" or "image" not in sample]
 
 
 def field_problem(sample: dict, field: str) -> str | None:
@@ -184,11 +201,13 @@ def _misfit(sample: dict, field: str) -> str | None:
 
 
 def _mistaken_for_text_only(sample: dict) -> str | None:
-    """A sample that may do without a video, and has something under a key that looks like one: nobody would see it."""
-    other = next((key for key in sample if key not in FIELDS and resembled(key) == "video"), None)
-    if "video" in sample or other is None:
+    """A sample that may do without a video, and has something under a key that looks like one, or like a picture: nobody
+    would see it."""
+    other = next((key for key in sample if key not in FIELDS and resembled(key) in ("video", "image")), None)
+    if "video" in sample or "image" in sample or other is None:
         return None
-    return (f"field 'video' is missing, and {other!r} is not read; rename it to 'video', or take it out of a sample "
+    field = resembled(other)
+    return (f"field {field!r} is missing, and {other!r} is not read; rename it to {field!r}, or take it out of a sample "
             "that is text only")
 
 
@@ -217,6 +236,26 @@ def shown(value: object) -> str:
     return text if len(text) <= 80 else text[:80] + "..."
 
 
+def files_of(sample: dict) -> list[str]:
+    """What a sample shows: its video, its pictures in their order, or nothing.
+
+    >>> files_of({"video": "v.mp4"}), files_of({"image": "a.jpg"}), files_of({"image": ["a.jpg", "b.jpg"]}), files_of({})
+    (['v.mp4'], ['a.jpg'], ['a.jpg', 'b.jpg'], [])
+    """
+    shown = sample.get("video", sample.get("image", []))
+    return [shown] if isinstance(shown, str) else list(shown)
+
+
+def with_files(sample: dict, change: Callable[[str], str]) -> dict:
+    """The sample with other paths, in the same form."""
+    if "video" in sample:
+        return {**sample, "video": change(sample["video"])}
+    if "image" in sample:
+        one = isinstance(sample["image"], str)
+        return {**sample, "image": change(sample["image"]) if one else [change(path) for path in sample["image"]]}
+    return sample
+
+
 def option_texts(sample: dict) -> list[str]:
     """The options without letters of their own, where all of them carry one and in order: a prompt gives them theirs.
 
@@ -233,7 +272,8 @@ def option_texts(sample: dict) -> list[str]:
 # ---- keys that nobody reads -----------------------------------------------------------------------------------------
 
 # Words that stand in keys of other people's data for what is called otherwise here.
-VIDEO_WORDS = ("video", "vid", "path", "clip", "image", "img", "picture", "photo", "movie", "media", "file", "mp4", "url")
+VIDEO_WORDS = ("video", "vid", "path", "clip", "movie", "media", "file", "mp4", "url")
+PICTURE_WORDS = ("image", "img", "picture", "photo", "jpg", "png")
 OTHER_WORDS = {"query": "question", "prompt": "question", "choice": "options", "candidate": "options", "option": "options",
                "label": "answer", "gt": "answer", "solution": "answer", "timestamp": "spans", "window": "spans",
                "span": "spans", "box": "boxes", "bbox": "boxes", "begin": "start", "stop": "end", "length": "duration",
@@ -248,6 +288,8 @@ def resembled(key: str) -> str | None:
     """
     words = [word.lower() for word in re.findall(r"[a-zA-Z][a-z]*\d*|[A-Z]+", key[:200])]
     known = [_field_of(word) for word in ([key.lower()] if key.isupper() else words)]
+    if "image" in known and known[-1] in (None, "id", "video"):  # image_path, image_id
+        return "image"
     if "video" in known and known[-1] in (None, "id"):  # video_path, video_id; but video_start is a start
         return "video"
     if found := [field for field in known if field]:
@@ -259,7 +301,9 @@ def _field_of(word: str) -> str | None:
     singular = word if word in FIELDS else word.removesuffix("s")
     if singular in FIELDS:
         return singular
-    if singular in VIDEO_WORDS or word.startswith(("video", "image", "file", "clip")):
+    if singular in PICTURE_WORDS or word.startswith("image"):
+        return "image"
+    if singular in VIDEO_WORDS or word.startswith(("video", "file", "clip")):
         return "video"
     return OTHER_WORDS.get(singular) or OTHER_WORDS.get(word.removesuffix("es"))
 
@@ -280,7 +324,7 @@ def unread_keys(samples: list[dict]) -> list[str]:
 
 def load_samples(entries: list[str], video_root: str | Path | None = None, tasks: list[str] | None = None,
                  seed: int = 0) -> list[dict]:
-    """Samples of all `entries`, in file order, each with an absolute `video`.
+    """Samples of all `entries`, in file order, each with an absolute `video`, or `image`.
 
     An entry is FILE[@VIDEO_ROOT][:N] (its first N samples) or FILE[@VIDEO_ROOT][:P%] (a share, drawn with `seed`, in
     file order); N and P count samples of the wanted `tasks`. Videos lie under the entry's root, else `video_root`, else
@@ -299,10 +343,8 @@ def load_samples(entries: list[str], video_root: str | Path | None = None, tasks
         samples = take_part(samples, take, random.Random(f"{seed} {file.name}"))
         if not samples:
             raise ValueError(f"{file}: ':{take}' leaves no sample of it")
-        for sample in samples:
-            if "video" in sample:
-                sample["video"] = str((Path(root or video_root or file.parent) / sample["video"]).absolute())
-        loaded.append(samples)
+        folder = Path(root or video_root or file.parent)
+        loaded.append([with_files(sample, lambda path: str((folder / path).absolute())) for sample in samples])
     _make_ids_unique([file for file, _, _ in parts], loaded)
     return [sample for samples in loaded for sample in samples]
 
@@ -386,21 +428,22 @@ def parse_line(line: bytes) -> object:
 
 
 def write_jsonl(file: Path, samples: list[dict], source: Path | None = None) -> None:
-    """One sample a line, UTF-8. `source`: the file they come from. Where `file` lies elsewhere, videos that lie beside
-    `source` get their absolute path, so that they are found from there too."""
+    """One sample a line, UTF-8. `source`: the file they come from. Where `file` lies elsewhere, videos and
+    pictures that lie beside `source` get their absolute path, so that they are found from there too."""
     moved = source is not None and file.parent.resolve() != source.parent.resolve()
     # Half a surrogate pair is no UTF-8, but JSON may hold it as \ud83d, which is just how backslashreplace writes it.
     with write_whole(file) as partial, open(partial, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as lines:
         for sample in samples:
-            if moved and (video := _video_beside(source, sample)):
-                sample = {**sample, "video": str(video)}
+            # Of a bad sample anything may stand there.
+            if moved and all(FIELDS[field].is_right(sample[field]) for field in ("video", "image") if field in sample):
+                sample = with_files(sample, lambda path: _beside(source, path))
             lines.write(json.dumps(sample, ensure_ascii=False) + "\n")
 
 
-def _video_beside(source: Path, sample: dict) -> Path | None:
-    """The sample's video if it lies beside `source`. Of a bad sample anything may stand there."""
+def _beside(source: Path, path: str) -> str:
+    """The absolute path where the file lies beside `source`, else the path as it stands."""
     try:
-        video = source.parent.resolve() / sample["video"] if _is_path(sample.get("video")) else None
-        return video if video and video.exists() else None
+        absolute = source.parent.resolve() / path
+        return str(absolute) if absolute.exists() else path
     except OSError:  # a folder without permission
-        return None
+        return path

@@ -675,3 +675,63 @@ def test_boxes_are_asked_for_answered_and_read_in_the_units_of_the_model():
     assert rewards.read(sample, said, "answer") == (boxes, "ok") and rewards.score(sample, said).parts["box_iou"] == 1.0
     copied = evaluation.blind_baselines([sample])["start_box_copied"]
     assert copied["tracking/AO"] == 1.0
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------------
+
+PICTURES = [data.Clip(torch.full((1, 3, height, width), 255, dtype=torch.uint8), torch.zeros(1), 1.0)
+            for height, width in ((224, 448), (448, 224), (224, 224))]  # multiples of 28 and of 32
+
+
+@pytest.mark.parametrize("style", data.STYLES)
+@pytest.mark.parametrize("sample", [QA, LABELS, CAPTIONING], ids=lambda sample: sample["task"])
+def test_prompts_with_pictures_are_rendered_as_the_librarys_chat_template_does(tokenizer, sample, style):
+    """<|image_pad|>, not <|video_pad|>, between a pair of vision tokens for each picture, where a video would stand."""
+    messages = build_prompt({**sample, "image": ["a.png", "b.png"]}, style)
+    template = TEMPLATE.replace("{% else %}{{ content", "{% elif 'image' in content %}<|vision_start|><|image_pad|><|vision_end|>"
+                                                        "{% else %}{{ content")
+    rendered = tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False)
+    assert rendered.count("<|image_pad|>") == 2 and "<timestep>" not in rendered and "of the video" not in rendered
+    assert ("<think>" in rendered) == data.prompt_wants_thought(sample, style)
+    first, second = rendered.split("<|image_pad|><|vision_end|><|vision_start|><|image_pad|>")
+    joined = first + "<|image_pad|>" * 3 + "<|vision_end|><|vision_start|>" + "<|image_pad|>" * 5 + second
+    assert encode_prompt(tokenizer, messages, [3, 5]).tolist() == tokenizer(joined, add_special_tokens=False).input_ids
+    for wrong in ([3], [], [1, 2, 3]):
+        with pytest.raises(ValueError, match="2 video parts"):
+            encode_prompt(tokenizer, messages, wrong)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("geometry", [QWEN2_5, QWEN3], ids=["qwen2.5", "qwen3"])
+def test_positions_of_pictures_are_the_librarys(tokenizer, geometry, count):
+    """A picture has no time, and what follows stands behind its longer side."""
+    from transformers import Qwen2_5_VLConfig, Qwen3VLConfig
+    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLModel
+    from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
+
+    Model, config = (Qwen3VLModel, Qwen3VLConfig()) if geometry is QWEN3 else (Qwen2_5_VLModel, Qwen2_5_VLConfig())
+    prompt = prepare({**QA, "image": ["x.png"] * count}, PICTURES[:count], tokenizer, "think", geometry=geometry)
+    patch = geometry.patch
+    assert prompt.grid == [(1, p.frames.shape[2] // patch, p.frames.shape[3] // patch) for p in PICTURES[:count]]
+    assert len(prompt.patches) == sum(h * w for _, h, w in prompt.grid)
+    is_picture = (prompt.ids == tokenizer.convert_tokens_to_ids("<|image_pad|>"))[None]
+    assert 4 * int(is_picture.sum()) == len(prompt.patches)
+    library = types.SimpleNamespace(config=config)
+    library.get_vision_position_ids = types.MethodType(Model.get_vision_position_ids, library)
+    theirs, _ = Model.get_rope_index(library, prompt.ids[None], is_picture.int(), image_grid_thw=torch.tensor(prompt.grid))
+    assert torch.equal(prompt.positions, theirs[:, 0])
+
+
+def test_golden_positions_of_two_pictures(tokenizer):
+    """By hand, for the library's own have changed: 2 x 1 tokens, then 1 x 2, then text."""
+    ids = torch.tensor([7, 7, PAD, PAD, 7, PAD, PAD, 7])
+    positions = mrope_positions(ids, [(1, 4, 2), (1, 2, 4)], 0.0, video_token_id=PAD)
+    assert positions.tolist() == [[0, 1, 2, 2, 4, 5, 5, 7], [0, 1, 2, 3, 4, 5, 5, 7], [0, 1, 2, 2, 4, 5, 6, 7]]
+
+
+def test_pictures_that_are_too_many_tokens_are_named(tokenizer):
+    sample = {**QA, "image": ["a.png", "b.png"]}
+    with pytest.raises(data.PromptTooLong, match=r"pictures of 448 x 224, 224 x 448 pixels -> 128 \+ 128 tokens; lower --image_pixels"):
+        prepare(sample, PICTURES[:2], tokenizer, max_prompt_tokens=200)
+    with pytest.raises(ValueError, match="no clip for"):
+        prepare(sample, None, tokenizer)

@@ -12,6 +12,7 @@ from transformers import (AutoModelForImageTextToText, AutoTokenizer, Qwen2_5_VL
                           Qwen3VLForConditionalGeneration)
 
 import model as model_file
+from data import Clip, prepare
 from lib import lora
 from lib.geometry import QWEN3
 from model import VideoLM, causal_attention, sample_tokens
@@ -472,40 +473,83 @@ def test_cudnn_is_not_asked_for_attention(model_folder):
 # --- Qwen3-VL ---------------------------------------------------------------------------------------------------------
 
 
-def qwen3_by_the_library(folder, prompt, tokens):
+def by_the_library(folder, prompt, tokens, of=Qwen3VLForConditionalGeneration):
     """log p of each completion, (G, C), and the model: from pixels, with the library's own positions and deepstack."""
-    hf = Qwen3VLForConditionalGeneration.from_pretrained(folder, attn_implementation="eager")
+    hf = of.from_pretrained(folder, attn_implementation="eager")
     video = {} if prompt.patches is None else {
         "pixel_values_videos": prompt.patches, "video_grid_thw": torch.tensor([prompt.grid])}
+    if "image" in prompt.sample:
+        video = {"pixel_values": prompt.patches, "image_grid_thw": torch.tensor(prompt.grid)}
     banned = [hf.config.image_token_id, hf.config.video_token_id, hf.config.vision_start_token_id,
               hf.config.vision_end_token_id]
     logps = []
     for row in tokens:
         ids = torch.cat([prompt.ids, row])[None]
-        out = hf(input_ids=ids, mm_token_type_ids=2 * (ids == hf.config.video_token_id).int(), use_cache=False, **video)
+        kinds = 2 * (ids == hf.config.video_token_id).int() + (ids == hf.config.image_token_id).int()
+        out = hf(input_ids=ids, mm_token_type_ids=kinds, use_cache=False, **video)
         logits = out.logits[0, len(prompt.ids) - 1: -1].index_fill(-1, torch.tensor(banned), float("-inf"))
         logps.append(logits.log_softmax(-1).gather(-1, row[:, None]).squeeze(-1))
     return torch.stack(logps), hf
 
 
+def assert_values_and_gradients_of_the_library(model, folder, prompt, of=Qwen3VLForConditionalGeneration):
+    tokens = completions(seed=0)
+    theirs, hf = by_the_library(folder, prompt, tokens, of)
+    model.hf.zero_grad()
+    (ours,) = logps_packed(model, embeds_of(model, [prompt]), [prompt.positions], [tokens], 1.0)
+    torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-5)
+    weights = torch.linspace(-1, 1, ours.numel()).view(ours.shape)
+    for logps in (ours, theirs):
+        (logps * weights).sum().backward()
+    expected = {name: p.grad for name, p in hf.named_parameters() if p.grad is not None}
+    found = {name: p.grad for name, p in model.hf.named_parameters() if p.grad is not None}
+    assert found.keys() == expected.keys()
+    largest = max(grad.abs().max() for grad in expected.values())
+    for name in expected:
+        assert (found[name] - expected[name]).abs().max() < 1e-5 * largest, name
+    return found
+
+
 def test_qwen3_gives_the_values_and_gradients_of_its_own_library_class(qwen3, qwen3_folder):
     """Deepstack left out, or added a layer late or at text, gives a model that still answers, a little worse."""
-    for i, prompt in enumerate(make_prompts(qwen3)):
-        tokens = completions(seed=i)
-        theirs, hf = qwen3_by_the_library(qwen3_folder, prompt, tokens)
-        qwen3.hf.zero_grad()
-        (ours,) = logps_packed(qwen3, embeds_of(qwen3, [prompt]), [prompt.positions], [tokens], 1.0)
-        torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-5)
-        weights = torch.linspace(-1, 1, ours.numel()).view(ours.shape)
-        for logps in (ours, theirs):
-            (logps * weights).sum().backward()
-        expected = {name: p.grad for name, p in hf.named_parameters() if p.grad is not None}
-        found = {name: p.grad for name, p in qwen3.hf.named_parameters() if p.grad is not None}
-        assert found.keys() == expected.keys()
+    for prompt in make_prompts(qwen3):
+        found = assert_values_and_gradients_of_the_library(qwen3, qwen3_folder, prompt)
         assert any("deepstack" in name for name in found) == (prompt.patches is not None)
-        largest = max(grad.abs().max() for grad in expected.values())
-        for name in expected:
-            assert (found[name] - expected[name]).abs().max() < 1e-5 * largest, name
+
+
+def picture_prompts(model) -> list:
+    """A question about one picture, and one about two of other sizes, larger than a window of the vision tower."""
+    generator = torch.Generator().manual_seed(3)
+
+    def picture(height: int, width: int) -> Clip:
+        size = (1, 3, height * model.geometry.factor, width * model.geometry.factor)
+        return Clip(torch.randint(0, 256, size, generator=generator, dtype=torch.uint8), torch.zeros(1), 1.0)
+
+    sample = {"id": "p", "task": "qa", "question": "which colour?", "options": ["red", "green"], "answer": "A"}
+    return [prepare({**sample, "image": image}, clips, model.tokenizer, "answer", geometry=model.geometry)
+            for image, clips in (("a.png", [picture(3, 5)]), (["b.png", "c.png"], [picture(2, 6), picture(5, 2)]))]
+
+
+@pytest.mark.parametrize("family", ["qwen2.5", "qwen3"])
+def test_pictures_give_the_values_and_gradients_of_the_library(model_folder, qwen3_folder, family):
+    """From pixels on, by the library's own path for images, with its own positions. Pictures of a sample that saw each other,
+    or whose rows changed places, would still give answers."""
+    folder, of = {"qwen2.5": (model_folder, Qwen2_5_VLForConditionalGeneration),
+                  "qwen3": (qwen3_folder, Qwen3VLForConditionalGeneration)}[family]
+    model = VideoLM.load(str(folder))
+    for prompt in picture_prompts(model):
+        assert_values_and_gradients_of_the_library(model, folder, prompt, of)
+
+
+def test_videos_pictures_and_text_share_a_pass(model):
+    """Each as if it were alone, whatever else is in the pack."""
+    prompts = [p for pair in zip(make_prompts(model), [*picture_prompts(model), None]) for p in pair if p is not None]
+    tokens = [completions(seed=i) for i in range(len(prompts))]
+    with torch.no_grad():
+        together = logps_packed(model, embeds_of(model, prompts), [p.positions for p in prompts], tokens, 1.0)
+        for prompt, row, expected in zip(prompts, tokens, together):
+            (alone,) = logps_packed(model, embeds_of(model, [prompt]), [prompt.positions], [row], 1.0)
+            torch.testing.assert_close(alone, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_qwen3_shares_its_prompt_checkpoints_and_samples_what_it_scores(qwen3):

@@ -404,6 +404,35 @@ def test_two_processes_give_the_run_of_one_also_with_an_unreadable_video(one, sh
     assert_same_run(one, short / "two")
 
 
+@pytest.mark.parametrize("shard", ["off", "on"])
+def test_videos_pictures_and_text_share_the_steps_of_two_processes(started, monkeypatch, shard):
+    """A rank whose questions show nothing, beside one with videos and one whose picture cannot be read: none waits for ever,
+    and the vision tower of all gets the gradient that one process computes."""
+    from PIL import Image
+
+    monkeypatch.chdir(started)
+    for name, size in (("red", (60, 40)), ("green", (120, 30)), ("blue", (30, 90))):
+        Image.new("RGB", size, name).save(f"{name}.png")
+    Path("cut.png").write_bytes(Path("red.png").read_bytes()[:60])
+    video = next(line for line in lines(started / "toy/train.jsonl") if line["task"] == "qa")
+    asked = {"task": "qa", "question": "Which colour?", "options": ["red", "green"], "answer": "A"}
+    samples = [{**video, "video": str(started / "toy" / video["video"])}, {**asked, "id": "text"}, {**asked, "id": "text2"},
+               {**asked, "id": "one", "image": "red.png"}, {**asked, "id": "cut", "image": ["red.png", "cut.png"]},
+               {**asked, "id": "two", "image": ["green.png", "blue.png"]}]
+    Path("mixed.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
+    arguments = [*STARTED, "--train_data", "mixed.jsonl", "--eval_data", "mixed.jsonl", "--questions", "3", "--steps", "2",
+                 "--sft_questions", "3", "--sft_steps", "2", "--max_new_tokens", "32", "--keep_dead_groups"]
+    train.main([*arguments, "--out", "one"])
+    run_ranks(started, 2, train_in, started, [*arguments, "--out", "two", "--shard", shard])
+    assert "cut.png: truncated or damaged" in read(started, 0) + read(started, 1)
+    assert_same_run(started / "one", started / "two")
+    before, after = weights(started / "start"), weights(started / "one" / "final")
+    assert any("visual" in name and not torch.equal(before[name], after[name]) for name in before)
+    told = lines(started / "one" / "predictions.after.jsonl")
+    assert [line["id"] for line in told if line["reasons"] == ["unreadable_video"]] == ["cut"]
+    assert "data:image/jpeg" in (started / "one" / "report.html").read_text()
+
+
 def test_a_question_that_comes_twice_in_a_step_is_answered_twice(started, monkeypatch):
     """Four questions and eight places in each step. With noise that depends on the question alone, both groups of a
     question are the same eight completions, and the step learns from half of what it has paid for. Two processes each

@@ -1,4 +1,5 @@
-"""Which videos of a data set can be used? `python data.py check x.jsonl` decodes what training would, before training.
+"""Which videos and pictures of a data set can be used? `python data.py check x.jsonl` decodes what training would, before
+training.
 
 What training would not read is found, and what it would read without knowing better: a truncated file that merely is
 shorter than its annotation says. A few frames of each file are compared with those of other ways to them: from an earlier key
@@ -16,10 +17,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data import VideoSettings, choose_frames, read_video, video_arguments
+from data import VideoSettings, choose_frames, picture_arguments, read_picture, read_video, video_arguments
 from lib.loader import DecodePool, seconds_of
 from lib.readers import IndexIsWrong, VideoError, find_video, open_video
-from lib.samples import judged_lines, parse_entry, take_part, unread_keys, write_jsonl
+from lib.samples import files_of, judged_lines, parse_entry, take_part, unread_keys, write_jsonl
 
 COMPARED = 4  # frames of a clip that are compared
 CHEAP_FRAMES = 6000  # up to this frame (200 s at 30 fps) they are compared with decord's, which reads from the beginning
@@ -48,6 +49,11 @@ def inspect_video(path: str, duration: float | None = None, **arguments) -> str 
                                                          for k in range(COMPARED)])):
             return problem
     return None
+
+
+def inspect_picture(path: str, **arguments) -> None:
+    """`arguments` as for `read_picture`; VideoError if unreadable. Of a picture that can be read there is no more to know."""
+    read_picture(path, **arguments)
 
 
 def compare(path: Path, reader: str, frames: list[int]) -> str | None:
@@ -80,7 +86,7 @@ def check(entry: str, out: Path, *, video_root: str | None = None, settings: Vid
           num_workers: int = 4, deadline: float = 60.0) -> tuple[int, int]:
     """Write `good.jsonl` and `bad.jsonl` (with a `reason`) into `out`; returns (number good, number bad).
 
-    Every video is inspected once for each part of it that samples use, with `deadline` seconds and its own duration for each. Lines that
+    Every picture is inspected once, and every video once for each part of it that samples use, with `deadline` seconds and its own duration for each. Lines that
     are no samples are bad, wherever they stand: training refuses the file for them, also where an entry takes a part
     of it only. ValueError, before anything is decoded, for a file without lines or one that would be overwritten.
     """
@@ -97,10 +103,14 @@ def check(entry: str, out: Path, *, video_root: str | None = None, settings: Vid
     folder = Path(root or video_root or source.parent)
     jobs = {}  # the same part of the same video: one job, for the lines that use it
     for number in wanted:
-        if "video" in (sample := records[number]):
-            arguments = {**video_arguments(sample, settings), "duration": sample.get("duration")}
-            video = str((folder / sample["video"]).absolute())
-            jobs.setdefault((video, json.dumps(arguments)), (arguments, []))[1].append(number)
+        sample = records[number]
+        if "image" in sample:
+            inspect, arguments = inspect_picture, picture_arguments(settings)
+        elif "video" in sample:
+            inspect, arguments = inspect_video, {**video_arguments(sample, settings), "duration": sample.get("duration")}
+        for file in files_of(sample):
+            file = str((folder / file).absolute())
+            jobs.setdefault((file, json.dumps(arguments)), (inspect, arguments, []))[2].append(number)
     problems |= inspect_videos(jobs, num_workers, deadline)
     good = [records[number] for number in wanted if number not in problems]
     bad = [{**records[number], "reason": problems[number]} for number in sorted(problems)]
@@ -111,15 +121,19 @@ def check(entry: str, out: Path, *, video_root: str | None = None, settings: Vid
 
 
 def inspect_videos(jobs: dict, num_workers: int, deadline: float) -> dict[int, str]:
-    """What is wrong with the videos of `jobs`, {(video, _): (arguments, line numbers)}, by line number."""
+    """What is wrong with the files of `jobs`, {(file, _): (how to inspect it, arguments, line numbers)}, by line number."""
     problems = {}
     with DecodePool(num_workers, deadline) as pool:
-        futures = {pool.submit(inspect_video, video, arguments, extra_seconds=seconds_of(arguments) or None): numbers
-                   for (video, _), (arguments, numbers) in jobs.items()}
-        for future in tqdm(as_completed(futures), total=len(futures), desc="videos", unit="video"):
+        futures = {}
+        for (file, _), (inspect, arguments, numbers) in jobs.items():
+            extra = 0.0 if inspect is inspect_picture else seconds_of(arguments) or None
+            # a sample may have several pictures: which of them is it?
+            futures[pool.submit(inspect, file, arguments, extra_seconds=extra)] = (f"{file}: " * (inspect is inspect_picture), numbers)
+        for future in tqdm(as_completed(futures), total=len(futures), desc="videos and pictures", unit="file"):
             error = future.exception()
             if error is not None and not isinstance(error, VideoError):
                 raise error
             if problem := error.reason if error else future.result():
-                problems.update(dict.fromkeys(futures[future], problem))
+                name, numbers = futures[future]
+                problems.update(dict.fromkeys(numbers, name + problem))
     return problems

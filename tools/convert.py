@@ -42,7 +42,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from lib.files import write_whole
-from lib.samples import LETTERS, NUM_BOXES, TASKS, field_problem, find_problem, is_number
+from lib.samples import LETTERS, NUM_BOXES, field_problem, find_problem, is_number, needed_fields
 from lib.terminal import printable
 
 # A folder of frames has no clock of its own: GOT-10k is annotated at 10 Hz, MVBench's TVQA frames are 3 a second.
@@ -554,6 +554,63 @@ def videoeval_quality(source: Source) -> Iterator[dict]:
 
 # ---- all together ---------------------------------------------------------------------------------------------------
 
+# ---- any multiple-choice questions, with pictures, with videos or without -----------------------------------------------
+
+
+def multiple_choice(source: Source) -> Iterator[dict]:
+    """Questions in the forms in which most sets of them come: an object a line, or a `.json` list.
+
+    `question` (or `query`); `options`, `choices` or `candidates` as a list, as {"A": ...} or as columns A, B, C, ...; `answer`
+    (or `label`) as a letter, as the number of an option from 0, or as its text; where there is something to see, `image`,
+    `images` or `image_path` (one or a list), or `video` or `video_path`; `category` or `subject`; `id`, else the line's number.
+    """
+    for number, row in enumerate(source.json_rows()):
+        options = options_of(row)
+        seen = {"image": first_of(row, "image", "images", "image_path"), "video": first_of(row, "video", "video_path")}
+        yield {
+            "id": row.get("id", f"{source.path.stem}-{number}"),
+            "task": "qa",
+            **{key: path for key, path in seen.items() if path is not None},
+            "question": row["question"] if "question" in row else row["query"],
+            "options": options,
+            "answer": letter_of(row["answer"] if "answer" in row else row["label"], options),
+            "category": first_of(row, "category", "subject"),
+        }
+
+
+def first_of(row: dict, *keys: str) -> object:
+    """What stands under the first key that is there and not empty; None if there is none."""
+    return next((row[key] for key in keys if row.get(key) not in (None, "", [])), None)
+
+
+def options_of(row: dict) -> list[str]:
+    """In the order of their letters, as texts: numbers are options, too."""
+    given = first_of(row, "options", "choices", "candidates")
+    if isinstance(given, str):  # a list that was written into a cell
+        given = ast.literal_eval(given)
+    given = {key: row[key] for key in LETTERS if row.get(key) not in (None, "")} if given is None else given
+    if isinstance(given, dict):
+        if not given or sorted(given) != list(LETTERS[:len(given)]):
+            raise ValueError(f"the options are under {', '.join(map(str, given)) or 'no letter'}; they must be A, B, C, ...")
+        given = [given[key] for key in sorted(given)]
+    return [str(option) for option in given]
+
+
+def letter_of(answer: object, options: list[str]) -> str:
+    """The letter of an answer in any of its forms. ValueError where two of them mean two options: nobody knows which."""
+    if type(answer) is int:
+        return letter(answer, options)
+    said = str(answer).strip()
+    found = {letter_of_text(said, options)} if said in [option.strip() for option in options] else set()
+    if match := re.fullmatch(r"\(?([A-Z])[).:]?", said):
+        found.add(letter(LETTERS.index(match[1]), options))
+    if not found and said.isdecimal():
+        found.add(letter(int(said), options))
+    if len(found) != 1:
+        raise ValueError(f"the answer {answer!r} names {'two' if found else 'none'} of the options {options}")
+    return found.pop()
+
+
 # name: (generator, splits with the default first, what a record looks like: an error message ends with it)
 FORMATS = {
     "charades_sta": (charades_sta, ("test", "train"), "VID START END##SENTENCE, and a CSV with `id` and `length`"),
@@ -604,6 +661,7 @@ FORMATS = {
         ("valid", "train"),
         "{VIDEO: {metadata: {frame_rate, num_frames}, mc_question: [{id, question, options, answer_id}]}}",
     ),
+    "multiple_choice": (multiple_choice, (), '{question, options: [...], answer: a letter, a number from 0 or a text, image: PATH}'),
 }
 
 # What a record of another form than the announced one raises when a generator takes it at its word.
@@ -665,7 +723,8 @@ def checked(record: dict) -> dict:
         sample[key] = seconds(sample[key])
     if "spans" in sample:
         sample["spans"] = [[seconds(start), seconds(end)] for start, end in sample["spans"]]
-    for key in ["video", *TASKS[sample["task"]]]:  # spans may be none at all: such a sample is written and named
+    # A generator that speaks of a video has to have one: without it the sample would be text only.
+    for key in [*({"video", "image"} & record.keys()), *needed_fields(sample)]:  # spans may be none at all: such a sample is written and named
         if key != "spans" and (problem := field_problem(sample, key)):
             raise ValueError(problem)
     if "options" in sample:

@@ -35,7 +35,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     published.add_argument("--out", type=Path, required=True, help="jsonl file to write")
     published.add_argument("--split", help="one of the format's splits (its first)")
 
-    decoded = command("check", "decode every video as training would; exit status 0 only if all are good")
+    decoded = command("check", "decode every video and picture as training would; exit status 0 only if all are good")
     decoded.add_argument("data", metavar="DATA", help="FILE[@VIDEO_ROOT][:N] or FILE[@VIDEO_ROOT][:P%%]")
     decoded.add_argument("--video_root", help="folder of the videos (the folder of DATA)")
     decoded.add_argument("--out", type=Path, help="folder for good.jsonl and bad.jsonl (the folder of DATA)")

@@ -17,6 +17,7 @@ from lib.distributed import World
 from lib.memory import message
 from lib.questions import load_prompts, number_of_steps, order_of
 from lib.run import Clock, Run
+from lib.samples import files_of
 from model import VideoLM
 from train import (
     NOTHING_READABLE,
@@ -71,17 +72,20 @@ def longest_prompts(run: Run, model: VideoLM, samples: list[dict], count: int) -
     """(tokens, sample) of the `count` longest prompts, longest first, among the candidates that promise most.
 
     How many tokens a video has is known once it is open; until then its seconds and the text must do. A sample that
-    does not say how long its video is may be the longest of all, and goes first."""
+    does not say how long its video is may be the longest of all, and goes first. As many with pictures are tried, those
+    with the most of them."""
 
     def promise(sample: dict) -> tuple[float, int]:
         text = len(str(build_prompt(sample, run.config.prompt)))
         if "video" not in sample:
-            return 0.0, text
+            return float(len(files_of(sample))), text
         whole = sample.get("duration", math.inf)
         return sample.get("end", whole) - sample.get("start", 0.0), text
 
     shuffled = islice(order_of(samples, run.config.seed), len(samples))  # where nothing is known, a fair draw
-    candidates = sorted(shuffled, key=promise, reverse=True)[: max(CANDIDATES, count)]
+    ordered = sorted(shuffled, key=promise, reverse=True)
+    candidates = [sample for kind in (False, True)
+                  for sample in [s for s in ordered if ("image" in s) is kind][: max(CANDIDATES, count)]]
     mine, found = run.world.share(list(enumerate(candidates))), []
     bar = tqdm(mine, "looking for long prompts", unit="video", disable=not run.world.is_first, leave=False)
     for i, (place, sample) in enumerate(bar):

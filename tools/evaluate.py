@@ -109,6 +109,8 @@ class Flags:
     total_pixels: int | None = asking(None, f"pixel budget of a whole video ({as_trained('total_pixels')})", kind=int,
                                       within=PIXELS)
     min_pixels: int | None = asking(None, f"least pixels of a frame ({as_trained('min_pixels')})", kind=int, within=PIXELS)
+    image_pixels: int | None = asking(None, f"most pixels of a picture ({as_trained('image_pixels')}); 0: as many as the model's "
+                                            "own files say", kind=int, within=(0, 10**9))
     # your machine
     batch: int = machine(8, "questions that are answered together", within=COUNT)
     compile: bool = machine(False, "sample with one decoder layer compiled by torch.compile: faster, after a minute of "
@@ -181,7 +183,8 @@ def run(arguments: list[str] | None = None) -> None:
     args = parse_arguments(arguments)
     world = start(args.device)
     geometry = hf_folder.geometry_in(args.model).with_times(args.timestamps)
-    settings = VideoSettings(args.fps, args.max_frames, args.total_pixels, args.min_pixels, geometry.factor)
+    settings = VideoSettings(args.fps, args.max_frames, args.total_pixels, args.min_pixels, geometry.factor,
+                             geometry.picture_limits(args.image_pixels))
     if world.is_first and (note := shared_times(settings, geometry)):
         print(note)
     temperature = args.temperature if args.temperature is not None else float(args.num_samples > 1)

@@ -3,6 +3,7 @@
 import numpy as np
 
 from eval import METRICS, metrics_of_means
+from lib.samples import files_of
 
 RESAMPLES = 1000
 
@@ -16,7 +17,7 @@ def resampled_means(values: list[dict[str, float]], samples: list[dict]) -> dict
     Which are drawn depends on their number alone. So two runs over the same samples meet the same draws, and the
     differences of their means are those of one data set asked twice.
     """
-    clips = [sample.get("video", ("no video", place)) for place, sample in enumerate(samples)]
+    clips = [tuple(files_of(sample)) or ("no video", place) for place, sample in enumerate(samples)]
     means = {}
     for name in METRICS:
         sums: dict = {}  # clip -> [sum of the metric, number of samples that have it]

@@ -26,14 +26,14 @@ from pathlib import Path
 import torch
 
 import rewards
-from data import Clip, VideoSettings, read_video, target_text, video_arguments
+from data import Clip, VideoSettings, picture_arguments, read_picture, read_video, target_text, video_arguments
 from eval import blind_baselines, clip_length, first_metrics, score_of, values_of
 from lib import hf_folder
 from lib.files import write_whole
 from lib.questions import with_style
 from lib.readers import VideoError
 from lib.run import PARTS
-from lib.samples import load_samples
+from lib.samples import files_of, load_samples
 from tools.intervals import intervals_of, resampled_means
 
 PAGE = Path(__file__).parent / "page"
@@ -638,17 +638,28 @@ class Clips:
 
     def place_of(self, sample: dict, settings: VideoSettings) -> int | None:
         """Where in `kept` the frames are that the model sees; None if there are none, or no time is left to decode."""
-        if "video" not in sample:
+        if not files_of(sample):
             return None
-        arguments = video_arguments(sample, settings)
-        key = json.dumps([sample["video"], arguments], default=str)
+        arguments = picture_arguments(settings) if "image" in sample else video_arguments(sample, settings)
+        key = json.dumps([files_of(sample), arguments], default=str)
         if key not in self.places and time.monotonic() < self.deadline:
             try:
-                self.kept.append(strip_of(read_video(sample["video"], **arguments), self.limit))
+                clip = (side_by_side([read_picture(file, **arguments) for file in files_of(sample)]) if "image" in sample
+                        else read_video(sample["video"], **arguments))
+                self.kept.append(strip_of(clip, self.limit))
                 self.places[key] = len(self.kept) - 1
             except (VideoError, ValueError, OSError):  # the log of the run has said so
                 self.places[key] = None
         return self.places.get(key)
+
+
+def side_by_side(pictures: list[Clip]) -> Clip:
+    """One clip with a frame for each picture, the smaller ones with white below and to the right."""
+    height, width = (max(picture.frames.shape[axis] for picture in pictures) for axis in (2, 3))
+    frames = torch.full((len(pictures), 3, height, width), 255, dtype=torch.uint8)
+    for frame, picture in zip(frames, pictures):
+        frame[:, : picture.frames.shape[2], : picture.frames.shape[3]] = picture.frames[0]
+    return Clip(frames, torch.zeros(len(pictures)), 1.0)
 
 
 def strip_of(clip: Clip, limit: int, most: int = MOST_FRAMES) -> dict:

@@ -128,7 +128,14 @@ BAD_LINES = {  # what stands in the line -> what is said of it
     json.dumps({**QA, "videos": ["v.mp4"]}): "field 'video' is missing, and 'videos' is not read; rename it to 'video'",
     json.dumps({**QA, "Video": "v.mp4"}): "field 'video' is missing, and 'Video' is not read",
     json.dumps({**QA, "path": "v.mp4"}): "field 'video' is missing, and 'path' is not read",
-    json.dumps({**QA, "image": "v.jpg"}): "field 'video' is missing, and 'image' is not read",
+    json.dumps({**QA, "image_path": "v.jpg"}): "field 'image' is missing, and 'image_path' is not read; rename it to 'image'",
+    json.dumps({**QA, "pictures": ["v.jpg"]}): "field 'image' is missing, and 'pictures' is not read",
+    json.dumps({**QA, "image": "v.jpg", "video": "v.mp4"}): "fields 'video' and 'image' are both given",
+    json.dumps({**QA, "image": []}): "field 'image' is []; it must be the path of a picture, or a list of paths",
+    json.dumps({**QA, "image": ["a.jpg", 7]}): "field 'image' is ['a.jpg', 7]",
+    json.dumps({**GROUNDING, "video": "v.mp4", "image": "v.jpg"}): "fields 'video' and 'image' are both given",
+    json.dumps({**{key: value for key, value in GROUNDING.items() if key != "video"}, "image": "v.jpg"}):
+        "field 'image' does not go with task 'grounding'; pictures go with qa, classification, captioning",
 }
 
 

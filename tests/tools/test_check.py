@@ -175,3 +175,18 @@ def test_the_data_is_not_overwritten_with_the_result(tmp_path):
         (tmp_path / name).write_text('{"id": "a", "task": "qa", "question": "?", "options": ["a"], "answer": "A"}\n')
         with pytest.raises(ValueError, match=f"{name} would be overwritten with the result; give --out another folder"):
             check(str(tmp_path / name), tmp_path / ".", num_workers=0)
+
+
+def test_a_picture_that_cannot_be_shown_is_named_among_those_of_its_line(tmp_path):
+    """Of four pictures, which one is it?"""
+    from PIL import Image
+
+    Image.new("RGB", (40, 40)).save(tmp_path / "good.png")
+    (tmp_path / "bad.png").write_bytes(b"<html>")
+    sample = {"id": "a", "task": "qa", "question": "?", "options": ["x", "y"], "answer": "A", "image": "good.png"}
+    lines = [sample, {**sample, "id": "b", "image": ["good.png", "bad.png"]}]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert check(str(tmp_path / "x.jsonl"), tmp_path / "out", num_workers=0) == (1, 1)
+    [bad] = map(json.loads, open(tmp_path / "out" / "bad.jsonl"))
+    [good] = map(json.loads, open(tmp_path / "out" / "good.jsonl"))
+    assert bad["reason"].startswith(f"{tmp_path / 'bad.png'}: not a picture") and good["image"] == str(tmp_path / "good.png")

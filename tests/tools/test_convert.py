@@ -210,6 +210,14 @@ def got10k_files(rows, absent=None, name="GOT-10k_Val_000001", resolution="(200,
 GOT10K = {"val/list.txt": "GOT-10k_Val_000001\n", **got10k_files([f"{i},20,40,10" for i in range(8)])}
 
 # name: (files, what --src is inside their folder, number of samples)
+CHOICES = [
+    {"question": "Which?", "choices": ["cat", "dog"], "answer": 1},
+    {"question": "Which?", "options": {"B": "dog", "A": "cat"}, "answer": "(B)", "image": "a.png", "subject": "animals"},
+    {"id": 7, "question": "Which?", "options": "['cat', 'dog']", "answer": "dog", "images": ["a.png", "b.png"]},
+    {"query": "How many?", "options": [1, 2], "label": "1", "image_path": "c.jpg"},
+    {"question": "Which?", "A": "cat", "B": "dog", "C": None, "answer": "B"},
+    {"question": "Which?", "candidates": ["cat", "dog"], "answer": "0", "video_path": "v.mp4"},
+]
 MINIATURES = {
     "charades_sta": (CHARADES, "", 3),
     "activitynet_captions": ({"val_2.json": DESCRIBED}, "", 4),
@@ -227,7 +235,27 @@ MINIATURES = {
     "tempcompass": (TEMPCOMPASS, "", 3),
     "rextime": ({"rextime_val.json": REXTIME_ROWS + REXTIME_SET}, "rextime_val.json", 2),
     "perception_test": (PERCEPTION, "", 3),
+    "multiple_choice": ({"any.jsonl": "".join(json.dumps(row) + "\n" for row in CHOICES)}, "any.jsonl", 6),
 }
+
+
+@pytest.mark.parametrize("row, said", [
+    ({"options": ["a", "b"], "answer": 2}, "option number 2"), ({"options": ["a", "b"], "answer": "c"}, "names none"),
+    ({"options": ["B", "A"], "answer": "A"}, "names two"), ({"answer": "A"}, "no letter"),
+    ({"A": "a", "C": "b", "answer": "A"}, "A, C; they must be A, B, C"), ({"options": ["a", "b"]}, "there is no 'label'"),
+    ({"options": ["a", "b"], "answer": "A", "image": ["x", 3]}, "'image'"),
+])
+def test_a_question_whose_answer_may_mean_two_options_is_refused(tmp_path, row, said):
+    (tmp_path / "x.jsonl").write_text(json.dumps({"question": "?", **row}))
+    with pytest.raises(ValueError, match=said):
+        convert("multiple_choice", tmp_path / "x.jsonl", tmp_path / "out.jsonl")
+
+
+def test_multiple_choice_reads_the_forms_that_are_common(tmp_path):
+    samples = converted("multiple_choice", put(tmp_path / "in", MINIATURES["multiple_choice"][0]) / "any.jsonl", tmp_path)
+    assert [sample["answer"] for sample in samples] == list("BBBABA")
+    assert [sample.get("image") for sample in samples] == [None, "a.png", ["a.png", "b.png"], "c.jpg", None, None]
+    assert samples[3]["options"] == ["1", "2"] and samples[5]["video"] == "v.mp4" and samples[0]["id"] == "any-0"
 
 
 def test_there_is_a_miniature_of_every_format():
@@ -258,8 +286,8 @@ def test_samples_have_the_promised_fields_and_no_empty_ones(name, tmp_path):
     texts = {"id", "task", "video", "question", "answer", "category", "domain", "task_type", "reasoning"}
     numbers = {"duration", "start", "end", "fps"}
     for sample in samples:
-        needed = {"id", "task", "video", "question"} | truth[sample["task"]]
-        assert needed <= sample.keys() <= needed | texts | numbers | {"frames"}
+        needed = {"id", "task", "question"} | truth[sample["task"]] | ({"video"} if name != "multiple_choice" else set())
+        assert needed <= sample.keys() <= needed | texts | numbers | {"frames", "image"}
         assert all(type(sample[key]) is str for key in texts & sample.keys())
         assert all(type(sample[key]) is float for key in numbers & sample.keys())
         assert all(text == text.strip() for text in [sample["question"], *sample.get("options", [])])
