@@ -10,7 +10,6 @@ import pytest
 from conftest import ROOT
 
 import claims
-import six_tasks
 import train
 from eval import METRICS
 from lib.selection import BINS
@@ -22,7 +21,6 @@ README = TEXTS["README.md"]
 BLOCKS = [block for text in TEXTS.values() for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL)]
 COMMANDS = dict.fromkeys(line.strip() for block in BLOCKS for line in block.splitlines())  # each once
 PROGRAMS = ("tools/data_commands", "tools/select", "tools/kl_lab")  # whose flags are written out; those of the others are fields
-SIX = json.loads(six_tasks.RESULTS.read_text())
 CLAIMS = json.loads((ROOT / "tests" / "results" / "claims.json").read_text())
 SEEDS = [json.loads((ROOT / "tests" / "results" / f"seed{seed}.json").read_text()) for seed in (0, 1, 2)]
 COLUMNS = {"before": "before", "after_sft": "after SFT", "after": "after GRPO", "whole_video": "whole video",
@@ -155,8 +153,7 @@ def with_figures(text: str) -> str:
     """The text with its figures and tables made from the committed results."""
     text = re.sub(r"(<!-- figure: (\S+) (\S+) -->)[\d.]+", lambda m: f"{m[1]}{mean(m[2], m[3]):.3f}", text)
     tables = {f"claim: {claim}": claims.table(CLAIMS, claim) for claim in claims.CLAIMS}
-    for name, rows in {"results": means_table(), "seeds": seeds_table(), "six tasks": six_tasks.table(SIX),
-                       "probes": six_tasks.probe_table(SIX), **tables}.items():
+    for name, rows in {"results": means_table(), "seeds": seeds_table(), **tables}.items():
         table = f"<!-- table: {name} -->\n" + "\n".join(rows) + "\n\n"
         text = re.sub(rf"<!-- table: {name} -->\n(?:\|[^\n]*\n)*\n", lambda _: table, text)
     return text
