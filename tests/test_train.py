@@ -32,7 +32,7 @@ from small_runs import (
 
 import rewards
 import train
-from data import VideoSettings
+from data import VideoSettings, video_arguments
 from grpo import accumulate_gradients, grpo_loss, rollout, score_groups
 from lib import run as lib_run
 from lib import toy
@@ -421,7 +421,7 @@ def test_videos_pictures_and_text_share_the_steps_of_two_processes(started, monk
                {**asked, "id": "two", "image": ["green.png", "blue.png"]}]
     Path("mixed.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
     arguments = [*STARTED, "--train_data", "mixed.jsonl", "--eval_data", "mixed.jsonl", "--questions", "3", "--steps", "2",
-                 "--sft_questions", "3", "--sft_steps", "2", "--max_new_tokens", "32", "--keep_dead_groups"]
+                 "--sft_questions", "3", "--sft_steps", "2", "--max_new_tokens", "64", "--keep_dead_groups"]
     train.main([*arguments, "--out", "one"])
     run_ranks(started, 2, train_in, started, [*arguments, "--out", "two", "--shard", shard])
     assert "cut.png: truncated or damaged" in read(started, 0) + read(started, 1)
@@ -628,7 +628,7 @@ def test_the_next_step_is_decoded_while_this_one_is_sampled(model, tmp_path, mon
     ready = []
 
     def watch(*arguments, **settings):
-        coming = [loader.ahead[_clip_key(sample, loader.settings)] for _, sample in questions.peek(2)]
+        coming = [loader.ahead[_clip_key(sample["video"], video_arguments(sample, loader.settings))] for _, sample in questions.peek(2)]
         ready.extend(future.result(timeout=60) for future in coming)  # nobody has loaded them
         return rollout(*arguments, **settings)
 

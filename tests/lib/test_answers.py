@@ -55,8 +55,9 @@ def test_whatever_decides_an_answer_is_in_the_record(name, value):
     records = [fingerprint("m", "", SamplingSettings(**a), VideoSettings(), []) for a in (asking, asking | {name: value})]
     assert records[0] != records[1]
     for field in vars(VideoSettings()):
-        other = VideoSettings(**{**vars(VideoSettings()), field: 1})
-        assert fingerprint("m", "", SamplingSettings(**asking), other, []) != records[0]
+        other, samples = VideoSettings(**{**vars(VideoSettings()), field: (1, 2) if field == "picture_pixels" else 1}), [{"image": "a.jpg"}]
+        one, two = (fingerprint("m", "", SamplingSettings(**asking), settings, samples) for settings in (VideoSettings(), other))
+        assert one != two
 
 
 def test_a_model_that_was_trained_anew_under_its_name_is_another(tmp_path):

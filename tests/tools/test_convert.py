@@ -260,7 +260,7 @@ def test_multiple_choice_reads_the_forms_that_are_common(tmp_path):
 
 def test_there_is_a_miniature_of_every_format():
     """A format without one would pass every test below by not being looked at."""
-    assert set(MINIATURES) == set(FORMATS) and len(FORMATS) == 16
+    assert set(MINIATURES) == set(FORMATS) and len(FORMATS) == 17
 
 
 # ---- what every format promises -------------------------------------------------------------------------------------
