@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 import torch
 from conftest import ALONE
 
@@ -208,6 +209,19 @@ def data_of(page: Path) -> dict:
 @pytest.fixture(scope="module")
 def page(folder) -> Path:
     return report.write_report([folder], folder / "report.html")
+
+
+def test_the_committed_page_is_one_of_this_format(page):
+    """The page that people look at before they train shows what a run of theirs will; `python -m tools.report` writes it anew
+    (docs/report.md)."""
+    committed = ROOT / "docs" / "toy-report.html"
+    data, fresh = data_of(committed), data_of(page)
+    assert report.page_of(data) == committed.read_text(encoding="utf-8"), "scripts or style have changed since"
+    assert committed.stat().st_size < 3e6 and data.keys() == fresh.keys()
+    (run,), of_fresh = data["runs"], fresh["runs"][0]
+    assert run.keys() == of_fresh.keys() and run["groups"][0].keys() == of_fresh["groups"][0].keys()
+    assert len(run["groups"]) >= 100 and data["curves"] == fresh["curves"]
+
 
 
 def test_the_page_is_one_file_that_asks_for_nothing(page):
