@@ -8,9 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 import torch
-from conftest import ALONE
+from conftest import ALONE, ROOT
 
 import train
 from data import Clip, target_text
