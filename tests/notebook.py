@@ -35,7 +35,7 @@ wanted = [line.split("#")[0].strip() for line in open("requirements.txt") if lin
 %pip install -q {" ".join(wanted)} matplotlib""",
     """## 2. The run
 
-Clips are written, the model is built, and six stages follow: evaluate, imitate, evaluate, select, GRPO, evaluate. It takes about 4 minutes on
+Clips are written, the model is built, and six stages follow: evaluate, imitate, evaluate, select, GRPO, evaluate. It takes about 5 minutes on
 two CPU cores. The table at the end has the answers on held-out clips, beside what blind answers get.""",
     f"!{RUN} --overwrite 2>&1 | tail -n 60",
     """## 3. The curve
