@@ -79,7 +79,7 @@ The same questions, asked of `runs/toy/final` by eval.py: the numbers are those 
 
 `runs/toy/report.html` shows all of it to walk through: download it, or open it from the folder. `python grpo.py` goes through one step with numbers
 that can be followed by hand:""",
-    "!python grpo.py | head -n 40",
+    "!python grpo.py",
 ]
 
 
