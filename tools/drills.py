@@ -54,10 +54,10 @@ COMMON = ["--tasks", "grounding", "--min_pixels", "3136", "--max_new_tokens", "6
 
 def begin_from(folder: Path) -> Begin:
     """The warm start of all drills in `folder`, made if it is not there."""
-    clips = Path("toy") / "seed0-160-80"
+    clips = Path("toy") / "seed0-400-80"
     if not (folder / "summary.json").exists():
         print(f"the warm start that drills begin from, once: {folder}")
-        train.main([*COMMON, "--toy_train", "160", "--toy_eval", "80", "--sft_steps", "250", "--steps", "0", "--out", str(folder),
+        train.main([*COMMON, "--toy_train", "400", "--toy_eval", "80", "--sft_steps", "600", "--steps", "0", "--out", str(folder),
                     "--overwrite"])
     return Begin(folder / "warm_start", clips)
 
