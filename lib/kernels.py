@@ -118,6 +118,19 @@ def use_own_forwards(hf) -> None:
             module.forward = types.MethodType(_rms_norm, module)
 
 
+# --- attention of many rows to few heads of a long prompt ----------------------------------------------------------------
+
+
+def has_flash(query: Tensor) -> bool:
+    return query.is_cuda and query.dtype == torch.bfloat16 and query.shape[-1] % 8 == 0 and query.shape[-1] <= 256
+
+
+def flash_partial_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
+    """What model.partial_attention computes, nothing hidden: query (Q, K, M, d), key and value (Q, K, N, d). Flash attention
+    cuts N into parts, so that few heads fill a GPU too, and knows the mass; SDPA's public function keeps it to itself."""
+    return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, scale=scaling)[:2]
+
+
 # --- one decode step as one launch ------------------------------------------------------------------------------------
 
 

@@ -40,6 +40,17 @@ def worth_sharding(choice: str, offload: bool, world: World, num_parameters: int
     return BYTES_A_PARAMETER * num_parameters > memory / 2  # the other half is for activations and keys and values
 
 
+def forget_passes(hf) -> None:
+    """FSDP as if no forward pass had been. Before torch 2.13, which has a name for it, that takes two private lists."""
+    if hasattr(hf, "reset_iter_state"):
+        return hf.reset_iter_state()
+    for part in [part for part in hf.modules() if isinstance(part, FSDPModule)]:
+        part.reshard()
+        if group := part._get_fsdp_state()._fsdp_param_group:
+            group._post_forward_indices.clear()
+            group.comm_ctx.post_forward_order.clear()
+
+
 class Sharding:
     """What a sharded model (model.VideoLM) can do that a replicated one need not; it is the model's `sharding`.
 
@@ -78,7 +89,7 @@ class Sharding:
         out = self.hf.inside(work)
         if not torch.is_grad_enabled():
             # FSDP notes the order of layers for a backward pass; without one the notes pile up, and the root stays gathered
-            self.hf.reset_iter_state()
+            forget_passes(self.hf)
         return out
 
     @contextmanager

@@ -18,8 +18,9 @@ from model import VideoLM
 
 SCRIPT = ROOT / "tests" / "gpu_run.sh"
 # Tried by the test of the whole script: runs of train.py, the benchmark, and what the compiler takes long for.
-SLOW = ("toy_plain", "toy_lora", "toy_shard", "toy_offload", "dry_run", "peers", "compiled_decoding")
-OF_SLOW = ("toy ", "compiled decoding")  # rows of those begin so
+SLOW = ("toy_plain", "toy_lora", "toy_shard", "toy_offload", "dry_run", "peers", "compiled_decoding", "default_run",
+        "decode_3b", "decode_7b")
+OF_SLOW = ("toy ", "compiled decoding", "decode 3b", "decode 7b")  # rows of those begin so
 CARD_ONLY = {"decode 3b: kernels of a step", "decode 7b: kernels of a step", "decode step without a wait for the device"}
 
 
@@ -52,7 +53,7 @@ def test_every_section_says_something_in_tiny_sizes(measured, section):
 def test_what_is_expected_is_what_is_measured(measured):
     """An expectation under another name than the row's would stand alone in the table, and hold whatever happens."""
     wanted = {name for name in {**gpu_check.ESTIMATES, **gpu_check.LIMITS} if not name.startswith(OF_SLOW)}
-    assert wanted - set(measured) == CARD_ONLY
+    assert wanted - set(measured) == {name for name in CARD_ONLY if not name.startswith(OF_SLOW)}
     assert all(gpu_check.expectation(row)[1] in ("yes", "") for row in measured.values())
     held = {name for name, row in measured.items() if gpu_check.expectation(row)[1] == "yes"}
     assert held == {name for name in gpu_check.LIMITS if not name.startswith(OF_SLOW)} - CARD_ONLY
@@ -113,11 +114,11 @@ def test_a_failure_hides_nothing_behind_it(tmp_path, monkeypatch):
 # --- the shell script -------------------------------------------------------------------------------------------------
 
 
-def test_the_limits_of_all_parts_add_up_to_less_than_500_seconds():
+def test_the_limits_of_all_parts_add_up_to_less_than_20_minutes():
     """What is started with & and waited for together counts once."""
     steps = re.split(r"(?:^|& )wait$", SCRIPT.read_text(), flags=re.MULTILINE)
     limits = [[int(n) for n in re.findall(r"^(?:part|check) +(\d+) ", step, re.MULTILINE)] for step in steps]
-    assert 0 < sum(max(step) for step in limits if step) < 500
+    assert 0 < sum(max(step) for step in limits if step) < 1200
     named = set(re.findall(r"\w+", " ".join(re.findall(r"^check +\d+ \w+ (.*?) &", SCRIPT.read_text(), re.MULTILINE))))
     assert named == set(gpu_check.SECTIONS)  # no section is left out
 
