@@ -145,34 +145,37 @@ class GroupCache:
             self.prompt[layer] = (keys, values)
             Q, K, _, d = keys.shape
             self.own[layer] = tuple(keys.new_zeros(Q, self.R, K, self.C, d) for _ in range(2))
-        P = max(self.lengths)
-        lengths = torch.tensor(self.lengths, device=keys.device)
-        self.padding = torch.arange(P, device=keys.device) >= lengths[:, None]  # (Q, P)
+        self.hide_padding()
         self.slots = torch.arange(self.C, device=keys.device)
         self.t = torch.zeros(1, dtype=torch.long, device=keys.device)
 
+    def hide_padding(self) -> None:
+        """The mask of what stands behind the shorter prompts; None where all are as long."""
+        P, device = max(self.lengths), self.prompt[0][0].device
+        padding = torch.arange(P, device=device) >= torch.tensor(self.lengths, device=device)[:, None]  # (Q, P)
+        self.hidden = padding[:, None, None] if min(self.lengths) < P else None  # (Q, 1, 1, P)
+
     def keep(self, questions: Tensor, rows: Tensor) -> None:
         """Only these go on: questions (Q',), rows (Q', R') of each of them. Finished completions cost nothing more."""
+        self.lengths, self.R = [self.lengths[i] for i in questions.tolist()], rows.shape[1]
         for layer in range(len(self.own)):
-            self.prompt[layer] = tuple(x[questions] for x in self.prompt[layer])
+            self.prompt[layer] = tuple(x[questions, :, : max(self.lengths)] for x in self.prompt[layer])
             self.own[layer] = tuple(x[questions[:, None], rows] for x in self.own[layer])
-        self.padding, self.R = self.padding[questions], rows.shape[1]
-        self.lengths = [self.lengths[i] for i in questions.tolist()]
+        self.hide_padding()
 
     def widen(self, count: int) -> None:
         """Look at enough own slots for `count` tokens: doubled when they are full, so a few widths serve all steps."""
         self.width = min(self.C, max(self.first_width, 1 << (count - 1).bit_length()))
 
     def begin_step(self) -> None:
-        """The masks of this step, the same in all layers: slots behind the one to be filled, and padding of the prompts."""
+        """The mask of this step, the same in all layers: slots behind the one to be filled."""
         self.future = self.slots[: self.width] > self.t  # (width,)
-        self.hidden = self.padding[:, None, None]  # (Q, 1, 1, P)
 
     def of(self, layer: int) -> "LayerCache":
         """What one decoder layer needs in this step."""
         (prompt_k, prompt_v), (own_k, own_v) = self.prompt[layer], self.own[layer]
         own_k, own_v = own_k[:, :, :, : self.width], own_v[:, :, :, : self.width]
-        return LayerCache(prompt_k, prompt_v, own_k, own_v, self.t, self.future, self.hidden, self.lengths)
+        return LayerCache(prompt_k, prompt_v, own_k, own_v, self.t, self.future, self.hidden)
 
 
 @dataclass
@@ -186,49 +189,37 @@ class LayerCache:
     own_v: Tensor
     t: Tensor  # (1,)
     future: Tensor  # (width,): own slots that are not filled yet
-    hidden: Tensor  # (Q, 1, 1, P): padding
-    lengths: list[int]  # of the Q prompts
+    hidden: Tensor | None  # (Q, 1, 1, P): padding, if there is any
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         """One new token for each of the Q * R rows: query (Q R, H, 1, d), key and value (Q R, K, 1, d).
 
-        Two attentions, to the prompt and to the own words, and then one: what both would give together is their mean,
-        weighted by the mass that each has in the common softmax, and the logarithms of these masses are what
-        `partial_attention` returns beside its result. So the prompt, whose keys all rows of a group share, is one matrix
-        product for all of them and needs no copy beside the own words.
+        First to the prompt, whose keys all rows of a group share: one matrix product for all of them. Its result then
+        stands beside the own words as if it were one more of them. As the score of a key counts with e^score in a softmax,
+        the prompt counts with the sum of e^score of all its keys, the logarithm of which is its `mass`.
         """
-        (Q, K, P, d), R = self.prompt_k.shape, self.own_k.shape[1]
+        (Q, K, _, d), R = self.prompt_k.shape, self.own_k.shape[1]
         self.own_k.index_copy_(3, self.t, key.view(Q, R, K, 1, d))
         self.own_v.index_copy_(3, self.t, value.view(Q, R, K, 1, d))
         q = query.view(Q, R, K, -1, d)  # H = K * n query heads, n of them to one key head
         n = q.shape[3]
-        rows = q.transpose(1, 2).reshape(Q, K, R * n, d)
-        prompt, mass = self.of_prompt(rows, scaling)  # (Q, K, R n, d), (Q, K, R n)
+        prompt, mass = self.of_prompt(q.transpose(1, 2).reshape(Q, K, R * n, d), scaling)  # (Q, K, R n, d), (Q, K, R n)
         prompt, mass = (x.unflatten(2, (R, n)).transpose(1, 2) for x in (prompt, mass))  # (Q, R, K, n, d), (Q, R, K, n)
-        own, own_mass = partial_attention(q, self.own_k, self.own_v, scaling, self.future)
-        share = torch.sigmoid(mass - own_mass).unsqueeze(-1)  # of the prompt: e^mass / (e^mass + e^own_mass)
-        out = torch.lerp(own.float(), prompt.float(), share).to(value.dtype)  # (Q, R, K, n, d)
+        to_own = float32_product(q * scaling, self.own_k).masked_fill_(self.future, float("-inf"))  # (Q, R, K, n, width)
+        weights = torch.cat([to_own, mass.unsqueeze(-1)], dim=-1).softmax(-1).to(value.dtype)  # (Q, R, K, n, width + 1)
+        out = weights[..., :-1] @ self.own_v + weights[..., -1:] * prompt  # (Q, R, K, n, d)
         return out.reshape(Q * R, K * n, 1, d)
 
     def of_prompt(self, rows: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
-        """rows (Q, K, R n, d). Flash attention knows no padding: where it is used, a question at a time but for equal
-        lengths."""
-        if not kernels.has_flash(rows):
-            return partial_attention(rows, self.prompt_k, self.prompt_v, scaling, self.hidden)
-        if len(set(self.lengths)) == 1:
-            return kernels.flash_partial_attention(rows, self.prompt_k, self.prompt_v, scaling)
-        parts = [kernels.flash_partial_attention(rows[i : i + 1], self.prompt_k[i : i + 1, :, :P],
-                                                 self.prompt_v[i : i + 1, :, :P], scaling)
-                 for i, P in enumerate(self.lengths)]
-        return tuple(torch.cat(x) for x in zip(*parts))
-
-
-def partial_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float, hidden: Tensor) -> tuple[Tensor, Tensor]:
-    """Attention to some of the keys: query (..., M, d), key and value (..., N, d), hidden (..., N), which must not be seen.
-    -> the result (..., M, d), and (..., M): the logarithm of the sum of e^score, which says how much these keys weigh."""
-    scores = float32_product(query * scaling, key).masked_fill_(hidden, float("-inf"))  # (..., M, N)
-    mass = scores.logsumexp(-1)  # (..., M)
-    return (scores - mass.unsqueeze(-1)).exp().to(value.dtype) @ value, mass
+        """rows (Q, K, M, d) -> attention to the prompts (Q, K, M, d), and mass (Q, K, M) in float32."""
+        if self.hidden is None and kernels.has_flash(rows):
+            return kernels.flash_with_mass(rows, self.prompt_k, self.prompt_v, scaling)
+        scores = float32_product(rows * scaling, self.prompt_k)  # (Q, K, M, P)
+        if self.hidden is not None:
+            scores = scores.masked_fill_(self.hidden, float("-inf"))
+        weights = scores.softmax(-1)
+        mass = scores.amax(-1) - weights.amax(-1).log()  # a weight is e^(score - mass), the largest as any other
+        return weights.to(rows.dtype) @ self.prompt_v, mass
 
 
 def float32_product(query: Tensor, key: Tensor) -> Tensor:

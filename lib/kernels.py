@@ -2,10 +2,11 @@
 
     WindowAttention           the vision tower's many short rows of attention, as a few batches
     use_own_forwards          its patch embedding as a matrix product, norms as one operation
+    flash_with_mass           attention of many rows to the few heads of one long prompt
     CudaGraph, Stepper        a decode step recorded once and replayed
     compiled, rounded_weights one decoder layer compiled by torch.compile (--compile)
 
-Shapes: N patches, H heads, d head size, D hidden size.
+Shapes: N patches or keys, M queries, Q questions, H heads, K key/value heads, d head size, D hidden size.
 """
 
 import copy
@@ -125,9 +126,10 @@ def has_flash(query: Tensor) -> bool:
     return query.is_cuda and query.dtype == torch.bfloat16 and query.shape[-1] % 8 == 0 and query.shape[-1] <= 256
 
 
-def flash_partial_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
-    """What model.partial_attention computes, nothing hidden: query (Q, K, M, d), key and value (Q, K, N, d). Flash attention
-    cuts N into parts, so that few heads fill a GPU too, and knows the mass; SDPA's public function keeps it to itself."""
+def flash_with_mass(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
+    """query (Q, K, M, d), key and value (Q, K, N, d) -> attention (Q, K, M, d), and (Q, K, M): the logarithm of the sum of
+    e^score, which SDPA's public function keeps to itself. Flash attention cuts N into parts, so that few heads fill a GPU.
+    It knows no mask of padding."""
     return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, scale=scaling)[:2]
 
 

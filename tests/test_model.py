@@ -337,6 +337,30 @@ def test_looking_seldom_changes_nothing(model, prompts):
             torch.testing.assert_close(logps, by_then, atol=1e-5, rtol=0)
 
 
+def test_flash_attention_reads_a_prompt_only_where_nothing_is_padded(model, prompts, monkeypatch):
+    """On a GPU a fused kernel reads the prompt, and knows no mask: a padded prompt would be looked at to the padding's end.
+    A CPU has the same kernel; here it is used as a GPU's would be. Questions of other lengths leave until one is left."""
+    model.eos_ids = list(range(40, 300, 4))
+    settings, lengths = {"group_size": 4, "max_new_tokens": 60}, []
+    expected = sample(model, prompts, **settings)
+
+    def flash(query, key, value, scaling):
+        lengths.append(key.shape[2])
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, scale=scaling)
+
+    monkeypatch.setattr(model_file.kernels, "has_flash", lambda query: True)
+    monkeypatch.setattr(model_file.kernels, "flash_with_mass", flash)
+    for (tokens, logps), (wanted, wanted_logps) in zip(sample(model, prompts, **settings), expected):
+        assert torch.equal(tokens, wanted)
+        torch.testing.assert_close(logps, wanted_logps, atol=1e-5, rtol=0)
+    steps = max(tokens.shape[1] for tokens, _ in expected) - 1
+    assert 0 < len(lengths) < steps * len(model.text.layers)  # not while there was padding
+    assert set(lengths) < {len(prompt.ids) for prompt in prompts}
+    lengths.clear()
+    sample(model, prompts[:1] * 3, **settings)
+    assert len(lengths) >= len(model.text.layers) and set(lengths) == {len(prompts[0].ids)}
+
+
 def test_rows_leave_when_they_are_done(model, prompts):
     """A group waits for its longest completion; what the others cost meanwhile is what sampling wastes."""
     model.eos_ids = list(range(40, 300, 4))

@@ -54,13 +54,14 @@ class Card:
 CARDS = {
     "a100": Card(80.0, 312e12, 2.0e12, "its data sheet"),
     "h100": Card(80.0, 800e12, 3.0e12, "about what a large product and a large copy reach there; not measured by us"),
-    "h200": Card(141.0, 790e12, 4.2e12, "assumed, below its data sheet's 4.8 TB/s; not measured by us"),
+    "h200": Card(141.0, 770e12, 4.08e12, "a large product and a large copy, measured (docs/results.md)"),
 }
-# Assumed of all of them: the shares of those rates that such code reaches, and what lies around a card.
+# The shares of those rates that this code reaches, about as measured on an H200 (docs/results.md), and assumed of the others;
+# what lies around a card is assumed of all.
 MATRIX_SHARE = 0.4
 MEMORY_SHARE = 0.6
 LINK_BYTES = 200e9  # a second, of gradients summed between the cards of one machine
-LAYER_SECONDS = 0.6e-3  # Python needs this long to start one decoder layer, however little it computes
+LAYER_SECONDS = 0.12e-3  # of a decode step, in each layer: the small kernels between the products, however few rows there are
 HOST_LINK_BYTES = 25e9  # a second, between a card and the machine's own memory (--offload)
 HOST_BYTES = 150e9  # a second, that memory itself, all processes together
 FILE_FPS = 30.0
@@ -420,9 +421,8 @@ def step_seconds(model: Model, job: Job) -> dict[str, float]:
     if job.stage != "sft":
         # Each token reads all weights once, however many rows there are, and the keys and values of prompt and rows.
         read = 2 * (model.layers + model.head) + many * (P + G * C / 2) * key_value_bytes(model)
-        start = LAYER_SECONDS * model.config.text_config.num_hidden_layers
-        slower = max(start, read / bandwidth)
-        seconds["decode"] = max((C - 1) * slower, many * flops(model, job)["decode"] / rate)
+        a_token = LAYER_SECONDS * model.config.text_config.num_hidden_layers + read / bandwidth
+        seconds["decode"] = max((C - 1) * a_token, many * flops(model, job)["decode"] / rate)
     if T := trained(model, job):
         touched = 28 * T  # weight, gradient and two moments read, three of them written
         if sharded(model, job):

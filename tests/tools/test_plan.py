@@ -2,12 +2,13 @@
 
 import dataclasses
 import functools
+import json
 import math
 
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import ALONE, TEXTS
+from conftest import ALONE, ROOT, TEXTS
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils.flop_counter import FlopCounterMode
@@ -387,22 +388,40 @@ def test_hours_follow_the_work():
     assert set(plan.step_seconds(model, plan.Job(stage="answer"))) == {"prefill", "decode"}
 
 
-def test_decoding_is_bound_by_the_slowest_of_three():
-    """Python's start of the layers, the bytes of weights and keys, or the arithmetic of many rows."""
-    model = plan.count(plan.load_shape("7b"))
+def test_decoding_takes_its_layers_and_its_bytes_or_its_arithmetic():
+    """The small kernels of the layers, and the bytes of weights and keys; or the arithmetic of many rows."""
+    model, card = plan.count(plan.load_shape("7b")), plan.CARDS["a100"]
     jobs = [plan.Job(group_size=2), plan.Job(group_size=2, text_tokens=200_000), plan.Job(group_size=4000)]
-    decode = [plan.step_seconds(model, job)["decode"] / 149 for job in jobs]
-    assert decode[0] == pytest.approx(28 * plan.LAYER_SECONDS)
-    assert decode[0] < decode[1] < decode[2]
-    read = 2 * (model.layers + model.head) + (203_240 + 2 * 75) * plan.key_value_bytes(model)
-    card = plan.CARDS["a100"]
-    assert decode[1] == pytest.approx(read / (card.memory_bytes * plan.MEMORY_SHARE))
-    arithmetic = plan.flops(model, jobs[2])["decode"]
-    assert decode[2] == pytest.approx(arithmetic / 149 / (card.matrix_flops * plan.MATRIX_SHARE))
+    few, long, many = (plan.step_seconds(model, job)["decode"] / 149 for job in jobs)
+    prompts = [plan.tokens_of(job)[1] for job in jobs]
+    for found, P in ((few, prompts[0]), (long, prompts[1])):
+        read = 2 * (model.layers + model.head) + (P + 2 * 75) * plan.key_value_bytes(model)
+        assert found == pytest.approx(28 * plan.LAYER_SECONDS + read / (card.memory_bytes * plan.MEMORY_SHARE))
+    assert few < long < many
+    assert many == pytest.approx(plan.flops(model, jobs[2])["decode"] / 149 / (card.matrix_flops * plan.MATRIX_SHARE))
+
+
+def test_what_was_measured_on_a_card_is_what_is_planned():
+    """Decode steps and memory of an H200 (tests/results/h200): a plan that is wrong by half is worse than none."""
+    rows = {}
+    for name in ("first", "second"):
+        lines = (ROOT / "tests" / "results" / "h200" / f"{name}.jsonl").read_text().splitlines()
+        rows |= {row["what"]: row for row in map(json.loads, lines)} | rows  # of what was measured twice the first
+    for shape in ("3b", "7b"):
+        model = plan.count(plan.load_shape(shape))
+        for questions in (1, 4):
+            job = plan.Job(model=shape, gpus=1, questions=questions, completion_tokens=256, card="h200")
+            job = dataclasses.replace(job, text_tokens=3800 - plan.tokens_of(job)[0])
+            planned = 1e3 * plan.step_seconds(model, job)["decode"] / 255
+            assert planned == pytest.approx(rows[f"decode {shape}, {8 * questions} rows: a step"]["value"], rel=0.2)
+    assert rows["rate of a large product"]["value"] == pytest.approx(plan.CARDS["h200"].matrix_flops / 1e12, rel=0.01)
+    assert rows["rate of a large copy"]["value"] == pytest.approx(plan.CARDS["h200"].memory_bytes / 1e12, rel=0.01)
+    measured = [row for what, row in rows.items() if what.startswith("memory of a step")]
+    assert len(measured) == 4 and all(row["value"] == pytest.approx(row["expected"], rel=0.02) for row in measured)
 
 
 @pytest.mark.parametrize("name, gigabytes, flops, bandwidth", [("a100", 80, 312e12, 2.0e12), ("h100", 80, 800e12, 3.0e12),
-                                                               ("h200", 141, 790e12, 4.2e12)])
+                                                               ("h200", 141, 770e12, 4.08e12)])
 def test_a_card_decides_memory_and_seconds(name, gigabytes, flops, bandwidth, capsys):
     """Rates of one kind of card beside the memory of another would be a plan for neither."""
     model = plan.count(plan.load_shape("3b"))
