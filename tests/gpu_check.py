@@ -692,6 +692,9 @@ def vision(check: Check) -> None:
     forward, backward = check.both_ms(lambda: model.encode_video(prompt.patches, prompt.grid), 2)
     check.say("vision 3b, 32 frames: forward", forward, "ms")
     check.say("vision 3b, 32 frames: backward", backward, "ms")
+    if check.cuda:
+        for event in check.kernels(lambda: model.encode_video(prompt.patches, prompt.grid).float().sum().backward())[:24]:
+            check.say(f"profile of vision: {event.key[:150]}", event.device_time_total / 1e3, "ms", n=event.count)
 
 
 # --- memory: a real step against tools/plan.py, and train.py --dry_run against tools/plan.py --------------------------------------

@@ -10,6 +10,7 @@ import pytest
 from conftest import ROOT
 
 import claims
+import on_card
 import train
 from eval import METRICS
 from lib.selection import BINS
@@ -154,10 +155,16 @@ def with_figures(text: str) -> str:
     """The text with its figures and tables made from the committed results."""
     text = re.sub(r"(<!-- figure: (\S+) (\S+) -->)[\d.]+", lambda m: f"{m[1]}{mean(m[2], m[3]):.3f}", text)
     tables = {f"claim: {claim}": claims.table(CLAIMS, claim) for claim in claims.CLAIMS}
-    for name, rows in {"results": means_table(), "seeds": seeds_table(), "both models": models_table(), **tables}.items():
+    for name, rows in {"results": means_table(), "seeds": seeds_table(), "both models": models_table(),
+                       "card": on_card.table(), "card, in short": on_card.short_table(), **tables}.items():
         table = f"<!-- table: {name} -->\n" + "\n".join(rows) + "\n\n"
         text = re.sub(rf"<!-- table: {name} -->\n(?:\|[^\n]*\n)*\n", lambda _: table, text)
     return text
+
+
+def test_the_default_run_on_a_card_is_told_as_it_was():
+    for name in ("README.md", "docs/results.md"):
+        assert on_card.default_run() in " ".join(TEXTS[name].split())
 
 
 def means_table() -> list[str]:
