@@ -6,4 +6,4 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 baseline base_answer dream1k
 
 train sft_captions fiber1k dream1k --sft_steps -1 $SFT
-train grpo_captions fiber1k dream1k --judge Qwen/Qwen2.5-7B-Instruct --steps -1 --prompt think $GRPO
+train grpo_captions fiber1k dream1k --reward videochat_r1 --judge Qwen/Qwen2.5-7B-Instruct --steps -1 --prompt think $GRPO
