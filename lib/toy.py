@@ -24,6 +24,7 @@ they often tell one event only of two. Imitation learns to be late and to leave 
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from fractions import Fraction
 from importlib import metadata
@@ -42,15 +43,15 @@ from lib.samples import NUM_BOXES, load_samples
 
 COLOURS = {"red": (230, 40, 40), "green": (40, 190, 60), "blue": (50, 70, 230), "yellow": (235, 215, 40)}
 SQUARES = {"white": 250, "black": 5}
-ROWS = ("top", "bottom")
+ROWS, COLUMNS = ("top", "bottom"), ("left", "right")
 SIDES = {"small": 3, "large": 4}  # of a square, in tenths of the picture
 SIZE, FPS = 56, 8  # pixels of a side, frames a second; the model sees 28 x 28 pixels, which are one token a second
 DURATION, EVENT_LENGTHS = 12, (2, 3, 4)  # seconds
 STRIPES = 40  # by how much they are darker, of 255
 LATENESS = 2  # seconds by which the ends of a warm-start label come late, at most
-LAG = 2  # frames, of the eight, by which its boxes are behind, at most
+LAG = 2  # seconds by which its boxes are behind, at most
 TELLS_ALL = 0.25  # share of its captions that tell both events
-VERSION = 22  # of everything above and below: a folder written by another version is written anew
+VERSION = 29  # of everything above and below: a folder written by another version is written anew
 
 # --- clips ------------------------------------------------------------------------------------------------------------
 
@@ -165,16 +166,20 @@ ORDER = ("first", "second")
 
 
 def make_samples(rng: np.random.Generator, name: str, scene: Scene) -> list[dict]:
-    """One sample of every task about one clip."""
+    """Samples of every task about one clip: one each, but for what is hard to see, about each that could be asked for."""
     samples = [{"task": "grounding", **ask_when(rng, scene.events)},
                {"task": "qa", **ask_which(rng, scene.events)[0]},
                {"task": "gqa", **ask_which(rng, scene.events)[1]},
-               {"task": "tracking", **ask_where(rng, scene.squares)},
-               {"task": "classification", **ask_how_good(rng, scene.bad_half)},
-               {"task": "captioning", **ask_what(rng, scene)},
+               *({"task": "tracking", **ask_where(rng, colour, square)} for colour, square in scene.squares.items()),
+               *({"task": "classification", **ask_how_good(half, scene.bad_half)} for half in range(2)),
+               *({"task": "captioning", **ask_what(rng, scene, subject)} for subject in ("screen", *scene.squares)),
                {"task": "moments", **ask_whether(rng, scene.events)}]
-    common = {"video": f"videos/{name}.mp4", "duration": float(DURATION)}
-    return [{"id": f"{name}-{sample['task']}", **sample, **common} for sample in samples]
+    common, number = {"video": f"videos/{name}.mp4", "duration": float(DURATION)}, Counter()
+    for sample in samples:
+        number[sample["task"]] += 1
+        again = "" if number[sample["task"]] == 1 else f"-{number[sample['task']]}"
+        sample |= {"id": f"{name}-{sample['task']}{again}", **common}
+    return samples
 
 
 def ask_when(rng: np.random.Generator, events: list[Event]) -> dict:
@@ -199,20 +204,25 @@ def ask_which(rng: np.random.Generator, events: list[Event]) -> tuple[dict, dict
              "target": f"{said}<glue>[({late[asked].start}, {late[asked].end})]</glue>"})
 
 
-def ask_where(rng: np.random.Generator, squares: dict[str, Square]) -> dict:
-    """The annotator's boxes, but the first, which the question gives, are some frames behind."""
-    colour, lag = str(rng.choice(list(squares))), int(rng.integers(0, LAG + 1))
-    boxes = squares[colour].boxes
+def ask_where(rng: np.random.Generator, colour: str, square: Square) -> dict:
+    """The annotator's hand is some seconds behind the square, in the thought as in the boxes."""
+    lag, boxes = int(rng.integers(0, LAG + 1)), square.boxes
     shown = np.round(np.linspace(0, len(boxes) - 1, NUM_BOXES)).astype(int)
-    exact = [[int(x) / 10 for x in boxes[k]] for k in shown]
-    late = [exact[max(k - lag, 0)] for k in range(NUM_BOXES)]
-    seen = f"{colour}: " + "".join(f"{round(10 * x0)}{round(10 * y0)} " for x0, y0, _, _ in late)
+    by_second = boxes[FPS // 2 :: FPS]  # (DURATION, 4): the jumps are so placed that a shown frame is like its second
+    late = by_second[np.maximum(np.arange(DURATION) - lag, 0)]
+    exact, drawn = ([[int(x) / 10 for x in box] for box in found] for found in (boxes[shown], late[shown // FPS]))
     return {"question": f"{colour} square", "frames": shown.tolist(), "boxes": exact,
-            "target": f"<think>{seen}</think><answer>{late}</answer>"}
+            "target": f"<think>{colour} square: {places(late)}</think><answer>{drawn}</answer>"}
 
 
-def ask_how_good(rng: np.random.Generator, bad_half: int) -> dict:
-    asked, looks = int(rng.integers(2)), ["striped" if half == bad_half else "clean" for half in range(2)]
+def places(boxes: np.ndarray) -> str:
+    """boxes (T, 4) -> where the square is, second by second, in the form of the thought about colours."""
+    return "".join(f"{t} {ROWS[y // 5]}{COLUMNS[x // 5]}" for t, (x, y) in enumerate(boxes[:, :2]))
+
+
+def ask_how_good(asked: int, bad_half: int) -> dict:
+    """Of one half, 0 or 1."""
+    looks = ["striped" if half == bad_half else "clean" for half in range(2)]
     seen = "".join(f"{t} {looks[t >= DURATION // 2]}" for t in range(DURATION))
     return {"options": ["low quality", "high quality"], "answer": (answer := "low quality" if asked == bad_half else "high quality"),
             "target": f"<think>{ORDER[asked]}: {seen}; {looks[asked]}</think><answer>{answer}</answer>",
@@ -229,17 +239,16 @@ def ask_whether(rng: np.random.Generator, events: list[Event]) -> dict:
             "target": f"<think>{thought(asked, late, told)}</think><answer>{[(start, end) for _, start, end in told]}</answer>"}
 
 
-def ask_what(rng: np.random.Generator, scene: Scene) -> dict:
-    """Two events; the annotator often tells one of them only."""
-    if rng.integers(2):
+def ask_what(rng: np.random.Generator, scene: Scene, about: str) -> dict:
+    """Two events, of the screen or of a square; the annotator often tells one of them only."""
+    if about == "screen":
         late = late_events(rng, scene.events)
         subject, seen = "screen", thought("screen", late, late)
         events = [f"the screen turns {event.colour}" for event in scene.events]
     else:
-        colour = str(rng.choice(list(scene.squares)))
-        size, boxes = scene.squares[colour]
-        subject, seen = f"{colour} square", f"{colour}: " + "".join(f"{x}{y}" for x, y in boxes[FPS // 2 :: FPS, :2]) + f" {size}"
-        events = [f"the {colour} square is {size}", f"the {colour} square ends at the {ROWS[boxes[-1, 1] // 5]}"]
+        size, boxes = scene.squares[about]
+        subject, seen = f"{about} square", f"{about} square: {places(boxes[FPS // 2 :: FPS])}; {size}"
+        events = [f"the {about} square is {size}", f"the {about} square ends at the {ROWS[boxes[-1, 1] // 5]}"]
     told = events if rng.random() < TELLS_ALL else [events[int(rng.integers(2))]]
     return {"question": f"Describe what the {subject} does in the video.", "events": events,
             "target": f"<think>{seen}</think><answer>{as_caption(told)}</answer>"}
