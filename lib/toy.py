@@ -19,8 +19,8 @@ a Hugging Face folder, a jsonl.
 
 Two kinds of label. `spans`, `boxes` and `events` are exact: the reward and the evaluation use them. `target`, which supervised
 fine-tuning imitates, comes from annotators who are only human. They press a key while they watch, so both ends of an event
-come up to `LATENESS` seconds late, in the thought as in the answer; the boxes that they draw are up to `LAG` frames behind;
-they often tell one event only of two. Imitation learns to be late and to leave out; a reward that is exact can undo it.
+come up to `LATENESS` seconds late, in the thought as in the answer; so do the boxes that they draw, up to `LAG` seconds; they often
+tell one event only of two. Imitation learns to be late and to leave out; a reward that is exact can undo it.
 """
 
 import json
@@ -74,7 +74,7 @@ class Scene(NamedTuple):
 
     events: list[Event]  # two, in their order
     squares: dict[str, Square]  # white and black
-    bad_half: int  # the half that has scan lines
+    bad_half: int  # the half that has stripes
 
 
 def draw_scene(rng: np.random.Generator) -> Scene:

@@ -161,7 +161,7 @@ def test_a_killed_run_leaves_what_it_had(bare_machine):
     start, _, out = bare_machine
     process = start(SLEEP="60")
     until = time.time() + 30
-    while time.time() < until and not ((out / "all.log").exists() and (out / "all.log").read_text().count("==") == 7):
+    while time.time() < until and not ((out / "all.log").exists() and (out / "all.log").read_text().count("==") == 8):
         time.sleep(0.05)
     ended = (out / "all.log").read_text()
     assert "== dry_run: exit code 0" in ended and "== exact" not in ended

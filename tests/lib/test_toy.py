@@ -40,7 +40,7 @@ def scenes():
 
 @pytest.fixture(scope="module")
 def samples(scenes):
-    """One of every task about each of 600 clips, without the clips."""
+    """Of every task about each of 600 clips, without the clips."""
     made = [toy.make_samples(np.random.default_rng([2, i]), f"x-{i}", scene) for i, scene in enumerate(scenes)]
     return [sample for of_clip in made for sample in of_clip]
 
@@ -118,11 +118,11 @@ def test_every_clip_holds_two_answers_to_what_could_be_asked(scenes, samples):
         assert all(rewards.box_iou(*boxes) == 0 for boxes in zip(*(square.boxes.tolist() for square in squares.values())))
     for task in TASKS:
         asked = Counter(sample["question"] for sample in of_task(samples, task))
-        assert len(asked) >= 2 and max(asked.values()) < 0.6 * len(scenes), asked
+        assert len(asked) >= 2 and max(asked.values()) < 0.6 * sum(asked.values()), asked
     for number in range(0, len(scenes), 10):  # the one event, and the other
         scene = scenes[number]
         spans = {tuple(toy.ask_when(np.random.default_rng(i), scene.events)["spans"][0]) for i in range(20)}
-        labels = {toy.ask_how_good(np.random.default_rng(i), scene.bad_half)["answer"] for i in range(20)}
+        labels = {toy.ask_how_good(half, scene.bad_half)["answer"] for half in range(2)}
         letters = {toy.ask_which(np.random.default_rng(i), scene.events)[0]["answer"] for i in range(20)}
         assert len(spans) == len(labels) == len(letters) == 2
 
@@ -161,7 +161,7 @@ def test_warm_start_labels_are_late_and_answer_as_they_should(samples, scenes):
         assert parts["format"] == 1.0 and parts.get("accuracy", 1.0) == 1.0 and parts.get("event_precision", 1.0) == 1.0, sample
         worth[sample["task"]].append(rewards.task_score(parts))
     assert 0.4 < np.mean(worth["grounding"]) < 0.7 and min(worth["grounding"]) < 0.3
-    assert 0.7 < np.mean(worth["tracking"]) < 0.8 and max(worth["tracking"]) == 1
+    assert 0.8 < np.mean(worth["tracking"]) < 0.92 and max(worth["tracking"]) == 1
     assert np.mean(worth["captioning"]) == pytest.approx(0.75 + 0.25 * toy.TELLS_ALL, abs=0.02)
     late = [toy.late_events(np.random.default_rng(i), [toy.Event("red", 1, 4), toy.Event("blue", 8, 11)]) for i in range(300)]
     assert {event.start for event, _ in late} == {1, 2, 3} and {event.end for event, _ in late} == {4, 5, 6}
@@ -188,7 +188,7 @@ def test_the_tokenizer_learns_the_words_of_the_tasks_that_are_trained(tmp_path, 
         assert toy.prepare(config, ALONE) == ("run/initial", ["toy/seed0-2-1/train.jsonl"], ["toy/seed0-2-1/eval.jsonl"])
     default, with_captions = texts
     assert len(default) == 3 * 3 * 4 and not any("Describe" in text or "Track" in text for text in default)
-    assert len(with_captions) == 3 * 2 * 4 and sum("Describe" in text for text in with_captions) == 9
+    assert len(with_captions) == 3 * (1 + 3) * 4 and sum("Describe" in text for text in with_captions) == 27
 
 
 def test_data_of_ones_own_start_from_a_model_that_knows_their_words(tmp_path, monkeypatch, capsys):
