@@ -47,11 +47,11 @@ ROWS, COLUMNS = ("top", "bottom"), ("left", "right")
 SIDES = {"small": 3, "large": 4}  # of a square, in tenths of the picture
 SIZE, FPS = 56, 8  # pixels of a side, frames a second; the model sees 28 x 28 pixels, which are one token a second
 DURATION, EVENT_LENGTHS = 12, (2, 3, 4)  # seconds
-STRIPES = 40  # by how much they are darker, of 255
+STRIPES = 65  # by how much they are darker, of 255
 LATENESS = 2  # seconds by which the ends of a warm-start label come late, at most
 LAG = 2  # seconds by which its boxes are behind, at most
 TELLS_ALL = 0.25  # share of its captions that tell both events
-VERSION = 29  # of everything above and below: a folder written by another version is written anew
+VERSION = 30  # of everything above and below: a folder written by another version is written anew
 
 # --- clips ------------------------------------------------------------------------------------------------------------
 
