@@ -50,7 +50,7 @@ def test_every_sample_is_answered_once_whatever_the_number_of_processes(answered
     folder, _ = answered
     predictions = [json.loads(line) for line in open(folder / "out" / "predictions.jsonl")]
     wanted = [s["id"] for s in map(json.loads, open(folder / "eval.jsonl")) if s["task"] in ("qa", "tracking")]
-    assert [p["id"] for p in predictions] == wanted and len(wanted) == 10
+    assert [p["id"] for p in predictions] == wanted and len(wanted) == 15
     for p in predictions:
         assert {len(p[name]) for name in ("completions", "rewards", "parts", "reasons")} == {3}
         assert set(p["parts"][0]) == ({"accuracy", "format"} if p["task"] == "qa" else {"box_iou", "format"})
@@ -64,7 +64,7 @@ def test_an_unreadable_video_counts_zero_and_is_named(answered):
     assert broken["reasons"] == ["unreadable_video"] * 3 and broken["rewards"] == [0.0] * 3
     assert "eval-0003.mp4" in broken["problem"] and "eval-0003.mp4" in printed
     metrics = json.loads((folder / "out" / "metrics.json").read_text())
-    assert metrics["n"] == 10 and metrics["parse_failure"] >= 0.2
+    assert metrics["n"] == 15 and metrics["parse_failure"] >= 0.2
     assert "start_box_copied" in metrics["baselines"] and metrics["config"]["num_samples"] == 3
 
 
@@ -154,13 +154,13 @@ def probed(clips, model_folder, tmp_path_factory):
 def test_metrics_json_says_what_it_is_about(probed, clips):
     """A number without data, versions and settings cannot be compared with next year's."""
     metrics = json.loads((probed / "metrics.json").read_text())
-    assert metrics["n"] == 8 and set(metrics["intervals"]) == {name for name in METRICS if name in metrics}
+    assert metrics["n"] == 12 and set(metrics["intervals"]) == {name for name in METRICS if name in metrics}
     file = clips / "eval.jsonl"
     assert metrics["data"] == {str(file): hashlib.sha256(file.read_bytes()).hexdigest()}
     assert {"python", "torch", "transformers"} <= set(metrics["versions"])
     assert metrics["config"]["max_new_tokens"] == 6 and metrics["config"]["prompt"] == "think"
     assert set(metrics["categories"]) == {"qa", "tracking"}
-    assert sum(metrics["reasons"].values()) == 8
+    assert sum(metrics["reasons"].values()) == 12
     assert not list(probed.glob("partial*"))
 
 
@@ -172,7 +172,7 @@ def test_probes_are_answers_to_the_same_questions_about_spoilt_videos(probed, cl
         lines = read_lines(probed / f"predictions.{probe}.jsonl")
         assert [line["id"] for line in lines] == [line["id"] for line in intact]
         assert [line["completions"] for line in lines] != [line["completions"] for line in intact], probe
-        assert result["n"] == {"qa": 4, "tracking": 4}
+        assert result["n"] == {"qa": 4, "tracking": 8}
         for name, drop in result["drop"].items():
             assert drop == pytest.approx(metrics[name] - result["score"][name])
             assert result["drop_intervals"][name][0] <= drop + 1e-9
@@ -190,9 +190,9 @@ def test_complete_answers_are_not_asked_for_again(probed, clips, model_folder, m
     assert {**after, "config": 0} == {**json.loads(before), "config": 0}
     with pytest.raises(ValueError, match=r"max_new_tokens 6, not 7.*--overwrite"):
         run(arguments(clips, model_folder, probed, "--max_new_tokens", "7"))
-    with pytest.raises(ValueError, match="samples '8 with sha256"):
+    with pytest.raises(ValueError, match="samples '12 with sha256"):
         run(arguments(clips, model_folder, probed, "--tasks", "qa"))
-    assert len(read_lines(probed / "predictions.jsonl")) == 8
+    assert len(read_lines(probed / "predictions.jsonl")) == 12
 
 
 def test_overwrite_asks_again_and_touches_no_other_file(clips, model_folder, tmp_path):
@@ -202,11 +202,11 @@ def test_overwrite_asks_again_and_touches_no_other_file(clips, model_folder, tmp
         run(arguments(clips, model_folder, tmp_path))
     (tmp_path / "predictions.black.jsonl").write_text("old")
     run(arguments(clips, model_folder, tmp_path, "--overwrite"))
-    assert len(read_lines(tmp_path / "predictions.jsonl")) == 8 and (tmp_path / "notes.txt").read_text() == "mine"
+    assert len(read_lines(tmp_path / "predictions.jsonl")) == 12 and (tmp_path / "notes.txt").read_text() == "mine"
     assert not (tmp_path / "predictions.black.jsonl").exists()
     lines = (tmp_path / "predictions.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "predictions.jsonl").write_text("".join(lines[:-1]))
-    with pytest.raises(ValueError, match="its 7 answers are not those of the 8 samples"):
+    with pytest.raises(ValueError, match="its 11 answers are not those of the 12 samples"):
         run(arguments(clips, model_folder, tmp_path))
 
 
@@ -231,14 +231,14 @@ def test_a_killed_evaluation_goes_on_with_another_number_of_processes(clips, mod
     monkeypatch.setattr(VideoLM, "generate", lambda model, embeds, *rest, **named:
                         batches.append(len(embeds)) or generate(model, embeds, *rest, **named))
     run(arguments(clips, model_folder, out))
-    assert 0 < len(answered) < 8 and sum(batches) == 8 - len(answered)
+    assert 0 < len(answered) < 12 and sum(batches) == 12 - len(answered)
     assert read_lines(out / "predictions.jsonl") == read_lines(probed / "predictions.jsonl")
     assert not (out / "partial").exists()
 
 
 def test_running_out_of_memory_names_the_samples_and_costs_no_answer(clips, model_folder, probed, tmp_path, monkeypatch):
     """The longest video of a benchmark comes late: a traceback there used to say nothing of it, nor whether the hours
-    before were lost. Here the second of four batches fails; the same command asks the other three and not the first."""
+    before were lost. Here the second of six batches fails; the same command asks the other five and not the first."""
     batches, generate = [], VideoLM.generate
 
     def fail_once(model, embeds, *rest, **named):
@@ -256,7 +256,7 @@ def test_running_out_of_memory_names_the_samples_and_costs_no_answer(clips, mode
     assert "--batch" in end.value.code and "the same command" in end.value.code
     assert not (tmp_path / "out" / "predictions.jsonl").exists()
     run(again)
-    assert batches == [2] * 5
+    assert batches == [2] * 7
     assert read_lines(tmp_path / "out" / "predictions.jsonl") == read_lines(probed / "predictions.jsonl")
 
 
@@ -276,7 +276,7 @@ def test_a_data_set_is_asked_with_a_compiled_layer_on_request(clips, model_folde
 def test_prompts_that_are_too_long_are_counted_and_named(clips, model_folder, tmp_path, capsys):
     run(arguments(clips, model_folder, tmp_path, "--max_prompt_tokens", "10", "--probe"))
     metrics = json.loads((tmp_path / "metrics.json").read_text())
-    assert metrics["reasons"] == {"prompt_too_long": 8} and metrics["parse_failure"] == 1
+    assert metrics["reasons"] == {"prompt_too_long": 12} and metrics["parse_failure"] == 1
     assert all(result["n"] == {} for result in metrics["probes"].values())
     assert "prompt_too_long: eval-0000-qa: sample eval-0000-qa: the prompt has" in capsys.readouterr().out
 
