@@ -3,7 +3,7 @@ Qwen3-VL that can learn to do both.
 
 A clip lasts 12 seconds. Twice, for 2 to 4 whole seconds each, a grey screen is tinted, in two of four colours. A white and
 a black square, each small or large, jump twice, from corner to corner. One half of the clip has stripes. From
-that come samples of all seven tasks, and what each asks about is one of two things that the clip shows:
+that come samples of all seven tasks, and what each asks about is one of two or three things that the clip shows:
 
     grounding       when is the screen red? when does it turn for the second time?     exactly one span
     qa              which colour does the screen turn first? (or second)               a letter

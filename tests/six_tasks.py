@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from eval import values_of  # noqa: E402
-from lib.samples import load_samples, read_jsonl  # noqa: E402
+from lib.samples import load_samples  # noqa: E402
 from tools.intervals import resampled_means  # noqa: E402
 
 RESULTS = ROOT / "tests" / "results" / "six_tasks.json"
@@ -39,7 +39,7 @@ def record(run: Path) -> dict:
     """Of a finished run: its tables, the resampled means of its last answers, and what the probes say."""
     summary, config = (json.loads((run / name).read_text()) for name in ("summary.json", "config.json"))
     held_out = {sample["id"]: sample for sample in load_samples([f"toy/seed{config['seed']}-{config['toy_train']}-{config['toy_eval']}/eval.jsonl"])}
-    answers = read_jsonl(run / "predictions.after.jsonl")
+    answers = [json.loads(line) for line in (run / "predictions.after.jsonl").read_text().splitlines()]
     samples = [held_out[answer["id"]] for answer in answers]
     means = resampled_means(values_of(samples, answers), samples)
     probed = json.loads((run / "probes" / "metrics.json").read_text())["probes"]

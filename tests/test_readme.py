@@ -11,6 +11,7 @@ from conftest import ROOT
 
 import claims
 import on_card
+import six_tasks
 import train
 from eval import METRICS
 from lib.selection import BINS
@@ -25,6 +26,7 @@ PROGRAMS = ("tools/data_commands", "tools/select", "tools/kl_lab")  # whose flag
 CLAIMS = json.loads((ROOT / "tests" / "results" / "claims.json").read_text())
 SEEDS = [json.loads((ROOT / "tests" / "results" / f"seed{seed}.json").read_text()) for seed in (0, 1, 2)]
 QWEN3 = [json.loads((ROOT / "tests" / "results" / f"qwen3.seed{seed}.json").read_text()) for seed in (0, 1, 2)]
+SIX = json.loads(six_tasks.RESULTS.read_text())
 COLUMNS = {"before": "before", "after_sft": "after SFT", "after": "after GRPO", "whole_video": "whole video",
            "best_constant_span": "best constant span", "most_frequent_letter": "most frequent letter"}
 
@@ -156,6 +158,7 @@ def with_figures(text: str) -> str:
     text = re.sub(r"(<!-- figure: (\S+) (\S+) -->)[\d.]+", lambda m: f"{m[1]}{mean(m[2], m[3]):.3f}", text)
     tables = {f"claim: {claim}": claims.table(CLAIMS, claim) for claim in claims.CLAIMS}
     for name, rows in {"results": means_table(), "seeds": seeds_table(), "both models": models_table(),
+                       "six tasks": six_tasks.table(SIX), "probes": six_tasks.probe_table(SIX),
                        "card": on_card.table(), "card, in short": on_card.short_table(), **tables}.items():
         table = f"<!-- table: {name} -->\n" + "\n".join(rows) + "\n\n"
         text = re.sub(rf"<!-- table: {name} -->\n(?:\|[^\n]*\n)*\n", lambda _: table, text)
