@@ -1,7 +1,7 @@
 """Faster, same numbers: what the model computes in another way than the library would. A first reader may skip it.
 
     WindowAttention           the vision tower's many short rows of attention, as a few batches
-    use_own_forwards          its patch embedding as a matrix product, norms as one operation
+    use_own_forwards          its patch embedding as a matrix product, its MLP of a padded width, norms as one operation
     flash_with_mass           attention of many rows to the few heads of one long prompt
     CudaGraph, Stepper        a decode step recorded once and replayed
     compiled, rounded_weights one decoder layer compiled by torch.compile (--compile)
@@ -96,7 +96,7 @@ def use_windows(tower) -> None:
             module.config = config
 
 
-# --- two of the library's modules, the same numbers in fewer steps -------------------------------------------------------
+# --- three of the library's modules, the same numbers at less cost -------------------------------------------------------
 
 
 def _patch_embedding(self, patches: Tensor) -> Tensor:
@@ -104,6 +104,18 @@ def _patch_embedding(self, patches: Tensor) -> Tensor:
     each output sees one patch: a matrix product, and cuDNN's three-dimensional convolutions are slow in bfloat16."""
     weight = self.proj.weight  # (D, 3, 2, 14, 14), or 16 for 14
     return F.linear(patches.to(weight.dtype), weight.flatten(1), self.proj.bias)
+
+
+ALIGNED = 8  # numbers of 2 bytes: rows that begin at multiples of 16 bytes, which fast matrix products need
+
+
+def _padded_mlp(self, hidden: Tensor) -> Tensor:
+    """hidden (N, D) -> (N, D). Qwen2.5-VL's tower is 3,420 wide inside, 4 numbers short of a multiple of 8. As many columns of zeros
+    change no number: they come out as silu(0) 0 = 0, and are multiplied by 0."""
+    pad = -self.gate_proj.out_features % ALIGNED
+    gate, up = (F.linear(hidden, F.pad(layer.weight, (0, 0, 0, pad)), F.pad(layer.bias, (0, pad)))
+                for layer in (self.gate_proj, self.up_proj))  # (N, width + pad)
+    return F.linear(self.act_fn(gate) * up, F.pad(self.down_proj.weight, (0, pad)), self.down_proj.bias)
 
 
 def _rms_norm(self, hidden: Tensor) -> Tensor:
@@ -117,6 +129,9 @@ def use_own_forwards(hf) -> None:
     for module in hf.modules():
         if type(module).__name__.endswith("RMSNorm"):
             module.forward = types.MethodType(_rms_norm, module)
+    for block in hf.model.visual.blocks:
+        if hasattr(block.mlp, "gate_proj") and block.mlp.gate_proj.out_features % ALIGNED:
+            block.mlp.forward = types.MethodType(_padded_mlp, block.mlp)
 
 
 # --- attention of many rows to few heads of a long prompt ----------------------------------------------------------------
