@@ -114,7 +114,7 @@ class Config:
     keep_dead_groups: bool = papers(False, "pay for the KL of groups without spread too, as both papers do")
     freeze_vision: bool = papers(False, "train the language model only")
     # warm start
-    sft_steps: int = papers(600, "steps of supervised fine-tuning before GRPO; -1: once through the data, -3: three times",
+    sft_steps: int = papers(750, "steps of supervised fine-tuning before GRPO; -1: once through the data, -3: three times",
                             with_model=0, within=(-1000, 10**7))
     sft_questions: int = papers(16, "questions a step in it, over all ranks", with_model=8, within=COUNT)
     sft_lr: float = papers(2e-3, "its peak learning rate; falls linearly", with_model=2e-5, within=(0, 1))

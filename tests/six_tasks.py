@@ -27,7 +27,7 @@ from tools.intervals import resampled_means  # noqa: E402
 
 RESULTS = ROOT / "tests" / "results" / "six_tasks.json"
 TASKS = "grounding qa gqa tracking classification captioning"
-FLAGS = f"--tasks {TASKS} --sft_steps 4500 --steps 250 --max_new_tokens 160"
+FLAGS = f"--tasks {TASKS} --select_k 0 --sft_steps 4500 --steps 300 --max_new_tokens 160"
 # Of each task what GRPO is to raise, or, where imitation has learnt all of it, to keep.
 METRICS = ("grounding/mIoU", "qa/accuracy", "gqa/mIoU", "gqa/Acc@GQA", "tracking/AO", "tracking/AO@2-7",
            "classification/accuracy", "captioning/recall", "captioning/precision", "captioning/F1")

@@ -13,8 +13,6 @@ if not six_tasks.RESULTS.exists():
     pytest.skip("THREE SEEDS ARE NOT MEASURED YET: tests/six_tasks.py says how", allow_module_level=True)
 RESULTS = json.loads(six_tasks.RESULTS.read_text())
 SEEDS = RESULTS["seeds"]
-# What GRPO made worse, by seed; docs/results.md says so. All its questions are solved after the warm start, so none is trained.
-FORGOTTEN = {1: {"classification/accuracy"}}
 
 
 def test_the_command_is_one_that_train_accepts():
@@ -30,7 +28,7 @@ def test_every_seed_learns_all_six_tasks(seed):
     box while the reward rose."""
     sft, after, n = seed["after_sft"], seed["after"], seed["after"]["n"]
     assert n == 200 * 10 and after["parse_failure"] <= 0.01
-    assert {name for name in six_tasks.METRICS if after[name] < sft[name] - 0.01} == FORGOTTEN.get(seed["seed"], set())
+    assert not [name for name in six_tasks.METRICS if after[name] < sft[name] - 0.005]  # one letter of 200
     assert after["tracking/AO@2-7"] >= six_tasks.best_blind(seed, "tracking/AO@2-7") + 0.20
     assert after["tracking/AO@2-7"] >= sft["tracking/AO@2-7"] + 0.05
     assert after["classification/accuracy"] >= 0.90
@@ -39,8 +37,7 @@ def test_every_seed_learns_all_six_tasks(seed):
 
 
 def test_a_run_takes_25_minutes_at_most():
-    """In the middle: seed 0 shared its two cores with two other runs for a part of the time."""
-    assert sorted(seed["seconds"]["total"] for seed in SEEDS)[1] <= 25 * 60
+    assert max(seed["seconds"]["total"] for seed in SEEDS) <= 25 * 60
 
 
 def test_models_that_have_learnt_read_their_question_and_look():
