@@ -144,6 +144,8 @@ def report_text(report: dict) -> str:
         lines += [f"  {task}: {part['kept']} of {part['total']}{least}",
                   "    " + ", ".join(f"{name} {count}" for name, count in part["bins"].items() if count),
                   *(_grid(**part["histogram"]) if "histogram" in part else _right_of_k(part["right_of_k"]))]
+        if part["kept"] == 0 and report["kept"]:
+            lines.append(f"    {task} is not asked any more: training on the other tasks may unlearn it (docs/log.md)")
     return "\n".join(lines)
 
 

@@ -28,7 +28,7 @@ def test_every_seed_learns_all_six_tasks(seed):
     box while the reward rose."""
     sft, after, n = seed["after_sft"], seed["after"], seed["after"]["n"]
     assert n == 200 * 10 and after["parse_failure"] <= 0.01
-    assert not [name for name in six_tasks.METRICS if after[name] < sft[name] - 0.005]  # one letter of 200
+    assert not [name for name in six_tasks.METRICS if after[name] < sft[name]]
     assert after["tracking/AO@2-7"] >= six_tasks.best_blind(seed, "tracking/AO@2-7") + 0.20
     assert after["tracking/AO@2-7"] >= sft["tracking/AO@2-7"] + 0.05
     assert after["classification/accuracy"] >= 0.90

@@ -182,3 +182,12 @@ def test_columns_stay_below_each_other_however_large_the_counts():
     assert len({len(line) for line in lines[3:14]}) == 1 and lines[13].split()[:2] == ["0.0", "123456"]
     assert len(lines[16]) == len(lines[17]) and len(lines[18]) == len(lines[19])
     assert lines[18].split()[3:] == ["10/64", "11/64"] and lines[19].split()[1:] == ["1" + "0" * 10, "1" + "0" * 11]
+
+
+def test_a_task_that_is_dropped_as_a_whole_is_named():
+    """Classification was solved after the warm start, so none of it was asked again, and one seed in three unlearned it."""
+    told = "qa is not asked any more"
+    solved = [(sample, prediction) for sample, prediction in DISCRETE if sample["id"] not in ("one", "seven")]
+    assert told in report_text(chosen(solved + CONTINUOUS)[1])
+    assert told not in report_text(chosen(DISCRETE + CONTINUOUS)[1])
+    assert told not in report_text(chosen(solved)[1])  # nothing is asked: the run ends, and says that
