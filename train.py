@@ -151,7 +151,7 @@ class Config:
     gradient_checkpointing: bool = machine(False, "recompute activations backward: less memory, more time", with_model=True)
     pack_tokens: int = machine(8192, "questions share a pass through the model up to this many tokens", with_model=1,
                                within=TOKENS)
-    compile: bool = machine(False, "sample with one decoder layer compiled by torch.compile: faster steps, after a minute of "
+    compile: bool = machine(False, "sample with one decoder layer compiled by torch.compile: faster steps, after half a minute of "
                                    "compiling (a GPU and its compiler; not with --shard)")
     num_workers: int = machine(2, "processes that decode videos ahead; 0 decodes in this one", with_model=4, within=WORKERS)
     max_bad_share: float = machine(0.1, "of the videos tried so far, from the 100th on: when more cannot be read, the run saves "

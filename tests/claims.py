@@ -1,6 +1,6 @@
 """The claims of both papers, tested in miniature: every arm is a train.py command, every figure a mean of three seeds.
 
-    python tests/claims.py            all arms of all seeds, an hour or two on two cores; goes on where it was interrupted
+    python tests/claims.py            all arms of all seeds, two to three hours on two cores; goes on where it was interrupted
     python tests/claims.py --report   only the tables, from the runs that are there (also in tests/results/claims.json)
 
 An arm starts from a model that has learnt a little of everything by imitation (`base`, one for each seed), is trained by

@@ -5,10 +5,10 @@
 
 Answers are written down as they are made and not asked for twice; everything else is computed from them, without the
 model: the metrics, how sure they are, what they are for each kind of question, what blind answers score, and, with
---probe, what is left when the video is taken away. Does a model that answers well look at the video at all? Its clips are
-shuffled, frozen, blackened or exchanged, and the same questions are asked again.
+--probe, what is left when the video or the question is taken away. Does a model that answers well look at the video at all?
+Its clips are shuffled, frozen, blackened or exchanged, and asked about again; and another question is put in place of its own.
 
-Left out on purpose: intervals that know that questions about one video are alike.
+Left out on purpose: intervals that know how much a training seed moves a metric.
 """
 
 import hashlib
@@ -80,8 +80,8 @@ class Flags:
     overwrite: bool = data_set(False, "delete the answers in --out and ask again")
     benchmark: str | None = data_set(None, "print the published numbers of this benchmark beside ours", kind=str,
                                      choices=tuple(published.BENCHMARKS))
-    probe: bool = data_set(False, "ask again with shuffled, frozen, black and exchanged videos, and print how much of the "
-                                  "score each costs")
+    probe: bool = data_set(False, "ask again with shuffled, frozen, black and exchanged videos, and with another question, "
+                                  "and print how much of the score each costs")
     video_root: str | None = data_set(None, "where the videos lie, unless the entry says so; else the folder of its file",
                                       kind=str)
     looks: int = data_set(1, "2 looks once more, with the same number of frames, and denser where the first answer points to "
@@ -113,7 +113,7 @@ class Flags:
                                             "own files say", kind=int, within=(0, 10**9))
     # your machine
     batch: int = machine(8, "questions that are answered together", within=COUNT)
-    compile: bool = machine(False, "sample with one decoder layer compiled by torch.compile: faster, after a minute of "
+    compile: bool = machine(False, "sample with one decoder layer compiled by torch.compile: faster, after half a minute of "
                                    "compiling (a GPU and its compiler)")
     num_workers: int = machine(4, "processes that decode videos; 0 decodes in this one", within=WORKERS)
     frame_cache: str = machine("", "folder that keeps decoded clips for later runs; several processes may share it")
