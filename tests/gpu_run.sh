@@ -72,7 +72,8 @@ wait
 # How fast, and how much memory? Alone on the card, the questions that matter most first.
 check 120 decode_3b decode_3b & wait
 check 120 decode_7b decode_7b & wait
-check 70 scoring scoring_3b scoring_7b vision & wait
+check 60 scoring scoring_3b scoring_7b & wait
+check 60 vision vision & wait
 check 50 memory memory & wait
 check 120 peers peers & wait
 check 300 default_run default_run & wait

@@ -541,7 +541,7 @@ def test_every_row_of_the_papers_is_here_or_said_to_be_missing():
                        *(("longvideobench", f"{model}, {look} look")
                          for model in (published.BASE, published.R1_THINKING) for look in ("one", "second"))}
     top = RECIPES.split("## Data")[0]
-    assert "ActivityNet-RTL" in top and "MMVU" in top and "OneThinker\nquotes 57.9" in RECIPES
+    assert "ActivityNet-RTL" in top and "MMVU" in top and "OneThinker (arXiv 2512.03043)\nquotes 57.9" in RECIPES
 
 
 def test_every_expected_number_names_its_source_and_a_run_with_a_command():
