@@ -269,11 +269,11 @@ class Run:
         if self.world.is_first:
             tqdm.write(f"{line['phase']} step {line['step']}: no finite loss or gradient, nothing is learned; questions: {ids}")
         if self.bad_steps == BAD_STEPS:
-            begun = self.begun  # the weights are those of the last good step; the next run goes on behind these questions
+            begun = self.begun  # the weights are those of the last good step; the next run goes on after these questions
             self.save(begun.phase, line["step"], begun.model, begun.optimizer, begun.questions.cursor)
             self.progress.end()
             raise SystemExit(f"{line['phase']} step {line['step']}: {BAD_STEPS} steps in a row without a finite loss and "
-                             f"gradient; last questions: {ids}. The state is saved: --resume goes on behind them")
+                             f"gradient; last questions: {ids}. The state is saved: --resume goes on after them")
 
     def check_videos(self, tried: list[tuple[str, str]]) -> None:
         """End a run, with its state, that has lost too many of its videos: what is left is another data set. `tried`: video and

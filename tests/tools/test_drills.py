@@ -96,11 +96,14 @@ def test_the_page_has_a_row_for_each_and_the_words_of_the_report():
 
 
 def test_the_drill_of_the_rate_asks_only_for_what_it_shows(begin, tmp_path):
-    """Of events behind the last frame that is shown nothing can be said, on whatever scale."""
-    samples = [{"id": str(end), "task": task, "video": "a.mp4", "spans": [[1, end]]} for end in (3, 8, 9) for task in ("grounding", "gqa")]
+    """Of events after the last frame that is shown nothing can be said, on whatever scale; and a start that does not find what is
+    asked for says nothing about the scale either: with colours among the questions the report was silent."""
+    samples = [{"id": f"{end} {words}", "task": task, "video": "a.mp4", "question": words, "spans": [[1, end]]} for end in (3, 6, 7)
+               for task in ("grounding", "gqa") for words in ("the screen has its first colour", "the screen is red")]
     for name in ("train", "eval"):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
     drills.ask_for_early_events(begin._replace(clips=tmp_path))
     for name in ("train", "eval"):
         asked = [json.loads(line) for line in (tmp_path / f"early.{name}.jsonl").read_text().splitlines()]
-        assert [(sample["id"], sample["task"]) for sample in asked] == [("3", "grounding"), ("8", "grounding")]
+        assert [(sample["id"], sample["task"]) for sample in asked] == [
+            (f"{end} the screen has its first colour", "grounding") for end in (3, 6)]
