@@ -1,7 +1,7 @@
 """Failures on purpose: a short run of the synthetic task with one thing broken, to know it again when it is no drill.
 
     python -m tools.drills                    the list
-    python -m tools.drills wrong_fps          runs/drill-wrong_fps, in about a minute
+    python -m tools.drills wrong_fps          runs/drill-wrong_fps, in 15 seconds; the first of all drills in two minutes more
     python -m tools.drills wrong_fps --healthy --out runs/drill-healthy      the same run with nothing broken
 
 Nothing in train.py knows of it: a drill replaces a function from outside, or prepares other data or flags, and calls
