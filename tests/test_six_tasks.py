@@ -60,3 +60,18 @@ def test_the_tables_are_means_over_the_seeds():
     probes = {row.split(" | ")[0].lstrip("| "): row.strip("| ").split(" | ") for row in six_tasks.probe_table(RESULTS)[2:]}
     mean = sum(seed["probes"]["another_question"]["score"]["qa/accuracy"] for seed in SEEDS) / len(SEEDS)
     assert float(probes["qa/accuracy"][6]) == pytest.approx(mean, abs=6e-4)
+
+
+def test_what_selection_drops_is_told_as_it_was():
+    """docs/log.md, "What is not asked is forgotten": with selection, whatever the KL, classification fell; without, it did not."""
+    selected = json.loads((six_tasks.RESULTS.parent / "six_tasks.selected.json").read_text())
+    name, runs, page = "classification/accuracy", selected["runs"], (ROOT / "docs" / "log.md").read_text(encoding="utf-8")
+    assert selected["kept of all questions, seed 1"]["classification"] == [0, 1200] and "all 1,200 questions of classification" in page
+    assert [round(400 * run["after"][name]) for run in runs[:3]] == [400, 388, 399] and "in 388 after GRPO" in page
+    assert [run["command"] for run in runs[:3]] == [f"{shlex.join(shlex.split(RESULTS['command'].replace('--select_k 0 ', '').replace('300', '250')))} --seed {k}"
+                                                    for k in range(3)]
+    for seed, run in zip(SEEDS, runs[:3]):  # the same warm starts: what differs is GRPO
+        assert all(run["after_sft"][metric] == round(seed["after_sft"][metric], 4) for metric in six_tasks.METRICS)
+        assert seed["after"][name] == 1.0
+    strong = runs[3][f"{name} on the way"]
+    assert [f"{strong[str(step)]:.3f}" for step in (100, 150, 200, 250)] == ["0.993", "0.950", "0.925", "0.955"] and "0.993 after 100, 0.950, 0.925 and at the end 0.955" in page
