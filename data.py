@@ -249,8 +249,8 @@ def encode_prompt(tokenizer, messages: list[dict], num_tokens: int | list[int], 
     """Token ids (P,) int64 of the chat with the assistant's turn opened, as the model's chat template renders it.
 
     `<|video_pad|>` stands `num_tokens` times; with `times`, seconds of each pair of frames, in as many equal runs, each
-    behind its time as text. A list: how often `<|image_pad|>` stands for each picture. Whatever the texts contain is text: a question that spells out `<|im_end|>` gets ordinary
-    tokens for these characters, never the one that ends the turn.
+    behind its time as text. A list: how often `<|image_pad|>` stands for each picture. Whatever the texts contain is text:
+    a question that spells out `<|im_end|>` gets ordinary tokens for these characters, never the one that ends the turn.
     """
     if geometry.system and messages[0]["role"] != "system":
         messages = [{"role": "system", "content": geometry.system}, *messages]

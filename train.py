@@ -76,8 +76,8 @@ class Config:
     seed: int = papers(0, "decides order, sampling and, in the synthetic run, clips and weights", within=SEED)
     # what the model sees and is asked
     prompt: str = papers("think", "with thought, without, or Temporal-R1's JSON", choices=STYLES)
-    reward: str = papers("sum", "sum of the parts; the same without the precision of captions, as VideoChat-R1 has it; half task and half format; or format and one half of the dual reward",
-                         choices=rewards.MIXES)
+    reward: str = papers("sum", "sum of the parts; the same without the precision of captions, as VideoChat-R1 has it; half task and "
+                                "half format; or format and one half of the dual reward", choices=rewards.MIXES)
     judge: str = papers("", "causal LM that says which events a caption tells; without it word rules do")
     fps: float = papers(2.0, "frames looked at, for each second of video", within=FRAME_RATE)
     max_frames: int = papers(768, "most frames of one video", within=FRAMES)

@@ -431,7 +431,8 @@ class VideoLoader:
 
 
 def seconds_of(sample: dict) -> float:
-    """Seconds of the file, as far as the sample (or what is told of it to a decoder) tells: a video may take as long to decode as to watch."""
+    """Seconds of the file, as far as the sample (or what is told of it to a decoder) tells: a video may take as long to
+    decode as to watch."""
     return max(float(sample.get(key) or 0.0) for key in ("duration", "end"))
 
 

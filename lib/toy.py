@@ -154,9 +154,11 @@ def late_events(rng: np.random.Generator, events: list[Event]) -> list[Event]:
 
 
 def thought(words: str, events: list[Event], told: list[Event]) -> str:
-    """What is asked, what is seen, second by second, "red: 0 grey1 grey2 red ...", and when what is asked about is seen. No blank before a digit, where Qwen's tokenizer would make
-    it a token of its own: two tokens a second are as many positions as a second of video spans, so that "look at the
-    second I am writing about" is one fixed distance, which a tiny model learns in minutes."""
+    """What is asked, what is seen, second by second, "red: 0 grey1 grey2 red ...", and when what is asked about is seen.
+
+    No blank before a digit, where Qwen's tokenizer would make it a token of its own: two tokens a second are as many
+    positions as a second of video spans, so that "look at the second I am writing about" is one fixed distance, which a
+    tiny model learns in minutes."""
     seen = {t: event.colour if event in told else "other" for event in events for t in range(event.start, event.end)}
     windows = ", ".join("{} {} to {}".format(*event) for event in told)
     return f"{words}: " + "".join(f"{t} {seen.get(t, 'grey')}" for t in range(DURATION)) + f"; {windows or 'none'}"

@@ -724,7 +724,8 @@ def checked(record: dict) -> dict:
     if "spans" in sample:
         sample["spans"] = [[seconds(start), seconds(end)] for start, end in sample["spans"]]
     # A generator that speaks of a video has to have one: without it the sample would be text only.
-    for key in [*({"video", "image"} & record.keys()), *needed_fields(sample)]:  # spans may be none at all: such a sample is written and named
+    # Spans may be none at all: such a sample is written and named.
+    for key in [*({"video", "image"} & record.keys()), *needed_fields(sample)]:
         if key != "spans" and (problem := field_problem(sample, key)):
             raise ValueError(problem)
     if "options" in sample:

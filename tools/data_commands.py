@@ -41,7 +41,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     decoded.add_argument("--out", type=Path, help="folder for good.jsonl and bad.jsonl (the folder of DATA)")
     decoded.add_argument("--num_workers", type=number(int, *WORKERS), default=4,
                          help="processes that decode (0 to 256; %(default)s); 0: this one, without a deadline")
-    decoded.add_argument("--deadline", type=number(float, 0.1, 10**6), default=60.0, help="seconds for one video (0.1 to 10^6; %(default)s)")
+    decoded.add_argument("--deadline", type=number(float, 0.1, 10**6), default=60.0,
+                         help="seconds for one video (0.1 to 10^6; %(default)s)")
     for field in (field for field in fields(VideoSettings) if field.name in SEEN):
         decoded.add_argument(f"--{field.name}", type=number(field.type, *SEEN[field.name]), default=field.default,
                              help="as in train.py ({:g} to {:g}; %(default)s)".format(*SEEN[field.name]))
