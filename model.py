@@ -372,6 +372,12 @@ class VideoLM:
         """A context without gradients in which a sharded model has all weights in one place."""
         return self.sharding.gathered() if self.sharding else nullcontext()
 
+    def checkpoint_activations(self) -> None:
+        """From now on layers are computed again backward, and keep nothing but their input until then."""
+        # The second name is that of older versions of the library.
+        enable = getattr(self.hf, "activation_checkpointing_enable", None) or self.hf.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+
     def as_reference(self):
         """A context in which this model is what GRPO is held to: with LoRA, the frozen model without its adapters."""
         return lora.adapters_off(self.hf)

@@ -573,7 +573,7 @@ def load_model(config: Config, world: World, name: str, dtype: torch.dtype = tor
     model.pack_tokens, model.compile_decoding = config.pack_tokens, config.compile
     model.geometry = model.geometry.with_times(config.timestamps)
     if config.gradient_checkpointing:
-        model.hf.gradient_checkpointing_enable({"use_reentrant": False})
+        model.checkpoint_activations()
     if config.lora_rank:
         lora.add_adapters(model.hf, config.lora_rank, config.lora_alpha, list(lora.TARGETS), config.seed)
     elif worth_sharding(config.shard, config.offload, world, sum(p.numel() for p in model.hf.parameters())):

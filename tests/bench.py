@@ -38,7 +38,6 @@ import statistics
 import sys
 import threading
 import time
-import warnings
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -106,8 +105,7 @@ def build_case(hf: transformers.Qwen2_5_VLForConditionalGeneration, P: int, fram
     reference = cast_weights(copy.deepcopy(hf), dtype or (torch.bfloat16 if hf.device.type == "cuda" else torch.float32))
     models = [VideoLM(x, tokenizer, "", pack_tokens=1) for x in (hf, reference)]
     for model in models:
-        with warnings.catch_warnings(action="ignore"):  # of a newer name
-            model.hf.gradient_checkpointing_enable({"use_reentrant": False})
+        model.checkpoint_activations()
         model.eos_ids = NO_END
     return Case(*models, shape, build_prompt(models[0], P, frames), G, C)
 

@@ -211,7 +211,7 @@ def video_lm(hf) -> VideoLM:
 
 
 def checkpointed(model: VideoLM) -> VideoLM:
-    model.hf.gradient_checkpointing_enable({"use_reentrant": False})
+    model.checkpoint_activations()
     return model
 
 

@@ -104,7 +104,7 @@ def load_both(world: World, folder: str | Path, shard: bool, offload: bool = Fal
     for model in models:
         model.pack_tokens = 1
         if shard:
-            model.hf.gradient_checkpointing_enable({"use_reentrant": False})  # what is recomputed is gathered too
+            model.checkpoint_activations()  # what is recomputed is gathered too
             model.sharding = Sharding(world, model, offload=offload)
     models[1].hf.requires_grad_(False)
     return *models, train.make_optimizer(CONFIG, models[0], lr=1e-3)

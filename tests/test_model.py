@@ -85,7 +85,7 @@ def test_gradient_checkpointing_changes_nothing(model, prompts):
     """The library's checkpointing turns its own cache off; the shared prefix must survive being recomputed backward."""
     tokens = [completions(seed=i) for i in range(3)]
     plain, plain_grads = gradients(model, prompts, tokens, True)
-    model.hf.gradient_checkpointing_enable({"use_reentrant": False})
+    model.checkpoint_activations()
     layers_ran = []
     for part in (model.text.layers[0].mlp, model.visual.blocks[0].mlp):
         part.register_forward_pre_hook(lambda *_: layers_ran.append(1))
@@ -120,7 +120,7 @@ def test_gradient_checkpointing_keeps_the_input_of_a_layer_and_no_more(model, pr
         model.logprobs_packed(embeds_of(model, prompts), positions_of(prompts), tokens, 1.0)
 
     plain = bytes_kept(forward)
-    model.hf.gradient_checkpointing_enable({"use_reentrant": False})
+    model.checkpoint_activations()
     checked = bytes_kept(forward)
     L, D, W, layers = len(prompts[0].ids) + 8 * 15, 96, model.lm_head.out_features, len(model.text.layers)
     video = len(prompts[0].patches) * (1176 + 32) * 4  # the tower's input, and that of its one block
@@ -583,7 +583,7 @@ def test_qwen3_shares_its_prompt_checkpoints_and_samples_what_it_scores(qwen3):
     prompts, tokens = make_prompts(qwen3), [completions(seed=i) for i in range(3)]
     shared, grads = gradients(qwen3, prompts, tokens, True)
     repeated, repeated_grads = gradients(qwen3, prompts, tokens, False)
-    qwen3.hf.gradient_checkpointing_enable({"use_reentrant": False})
+    qwen3.checkpoint_activations()
     checked, checked_grads = gradients(qwen3, prompts, tokens, True)
     largest = max(grad.abs().max() for grad in grads.values())
     assert len(grads) == len(list(qwen3.hf.parameters()))  # everything learns

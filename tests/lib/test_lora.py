@@ -158,7 +158,7 @@ def test_gradient_checkpointing_recomputes_with_the_adapters_on(model, prompts):
     another model than was scored."""
     groups = live_groups(adapt(model, learned=0.1), prompts)
     _, plain = gradients(model, model, groups)
-    model.hf.gradient_checkpointing_enable({"use_reentrant": False})
+    model.checkpoint_activations()
     _, checked = gradients(model, model, groups)
     for name in plain:
         torch.testing.assert_close(plain[name], checked[name], atol=1e-6, rtol=1e-5)

@@ -251,7 +251,7 @@ def counted():
     config.vision_config.depth, config.vision_config.fullatt_block_indexes = 3, [1]
     hf = Qwen2_5_VLForConditionalGeneration._from_config(config, attn_implementation="sdpa")
     model = VideoLM(hf, tokenizer, "")
-    model.hf.gradient_checkpointing_enable({"use_reentrant": False})
+    model.checkpoint_activations()
     model.eos_ids = [len(tokenizer)]  # never sampled: all completions run to the end
     return model, plan.count(config)
 
