@@ -26,6 +26,7 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
@@ -48,7 +49,7 @@ from lib.loader import VideoLoader
 from lib.progress import Progress, work_of_stages
 from lib.questions import Questions, number_of_steps, sampling_seed, tried_files, with_style
 from lib.run import Run, write_json
-from lib.samples import TASKS, load_samples, unread_keys
+from lib.samples import TASKS, load_samples, parse_entry, unread_keys
 from lib.selection import report_text, select
 from lib.sharding import Sharding, worth_sharding
 from lib.tables import print_table
@@ -215,8 +216,7 @@ def find_problem(config: Config) -> str | None:
         return "--offload keeps shards on the CPU; with --shard off there are none"
     if config.compile and (config.shard == "on" or config.offload):
         return "--compile compiles layers that are whole: leave it out, or --shard on and --offload"
-    sources = (config.model, *config.train_data, *config.eval_data)
-    if config.overwrite and any(is_inside(path, config.out) for path in sources):
+    if config.overwrite and any(is_inside(path, config.out) for path in sources_of(config)):
         return f"--overwrite would delete the model or the data: they lie in --out {config.out}"
     if config.lora_rank and not config.freeze_vision:
         return "--lora_rank freezes the vision tower: leave --no-freeze_vision out, or train all of it (--lora_rank 0)"
@@ -227,6 +227,14 @@ def find_problem(config: Config) -> str | None:
     if config.push_to_hub and (problem := hub.find_problem(config.push_to_hub)):
         return f"--push_to_hub {config.push_to_hub}: {problem}"
     return None
+
+
+def sources_of(config: Config) -> Iterator[str]:
+    """What a run reads: the model, the files of samples and the folders of their videos."""
+    yield from (config.model, config.video_root)
+    for entry in (*config.train_data, *config.eval_data):
+        file, root, _ = parse_entry(entry)
+        yield from (str(file), root or "")
 
 
 def is_inside(path: str, folder: str) -> bool:
@@ -631,7 +639,7 @@ def main(arguments: list[str] | None = None) -> None:
 def carry_out(config: Config, world: World) -> None:
     """The run, or its rehearsal."""
     began = time.time()
-    # First: a name that leads nowhere, or to a broken folder, must not cost an old run.
+    # First: a name that leads nowhere, or a broken folder or file, must not cost an old run.
     if config.model:
         hf_folder.check_folder(Path(config.model))
     judge = load_judge(config.judge, world.device)
@@ -640,6 +648,7 @@ def carry_out(config: Config, world: World) -> None:
     geometry = geometry.with_times(config.timestamps)
     settings = VideoSettings(config.fps, config.max_frames, config.total_pixels, config.min_pixels, geometry.factor,
                              geometry.picture_limits(config.image_pixels))
+    questions = questions_of(config, geometry, config.train_data, config.eval_data) if config.train_data else None
     if world.is_first and (note := shared_times(settings, geometry)):
         print(note)
     cache_bytes = 2**32 if config.model else 2**29  # of decoded clips in memory
@@ -652,15 +661,11 @@ def carry_out(config: Config, world: World) -> None:
         initial, train_data, eval_data = config.model, config.train_data, config.eval_data
         if not config.model:
             initial, train_data, eval_data = toy.prepare(config, world)
-        root = config.video_root or None
-        # Whether a thought is asked for is part of the sample from here on: prompt and format reward must agree.
-        train = with_style(load_samples(train_data, root, config.tasks, config.seed), config.prompt, geometry.box_units)
-        held_out = load_samples(eval_data, root, config.tasks) if eval_data else []
-        held_out = with_style(held_out, config.prompt, geometry.box_units)
+        train, held_out = questions or questions_of(config, geometry, train_data, eval_data)
         if world.is_first:
             print("".join(f"{line}\n" for line in unread_keys(train + held_out)), end="")
         run.progress = Progress(work_of_stages(config, len(train), len(held_out)), world.is_first)
-        run.count_samples(train, held_out)
+        run.begin(train, held_out)
         if config.dry_run:
             from tools.dry_run import dry_run  # a rehearsal uses what is in this file, so it is above it
 
@@ -675,6 +680,15 @@ def carry_out(config: Config, world: World) -> None:
     run.seconds["total"] = round(run.seconds.get("total", 0.0) + time.time() - began, 2)
     if world.is_first:
         finish(run, held_out)
+
+
+def questions_of(config: Config, geometry, train_data: list[str], eval_data: list[str]) -> tuple[list[dict], list[dict]]:
+    """What is trained on, and what is held out."""
+    root = config.video_root or None
+    train = load_samples(train_data, root, config.tasks, config.seed)
+    held_out = load_samples(eval_data, root, config.tasks) if eval_data else []
+    # Whether a thought is asked for is part of the sample from here on: prompt and format reward must agree.
+    return tuple(with_style(samples, config.prompt, geometry.box_units) for samples in (train, held_out))
 
 
 def finish(run: Run, held_out: list[dict]) -> None:

@@ -58,6 +58,8 @@ def with_style(samples: list[dict], style: str, box_units: int = 1) -> list[dict
 
 def order_of(samples: list[dict], seed: int) -> Iterator[dict]:
     """The samples for ever, each epoch in an order of its own, the same on every rank: epoch e is seeded by (seed, e)."""
+    if not samples:
+        raise ValueError("there is not one question to ask: what was selected is not in the data (any more)")
     epoch = 0
     while True:
         generator = torch.Generator().manual_seed(sampling_seed(seed, epoch, "order"))

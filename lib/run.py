@@ -7,6 +7,7 @@ A run that was interrupted goes on from its newest checkpoint; what the logs hol
 asked to end (SIGTERM) saves first. While it goes on its processes hold the file `lock`, and no other run may have the folder.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -88,11 +89,28 @@ class Run:
         self.seconds: dict = self.results.setdefault("seconds", {})
         if world.is_first:
             clear_leftovers(self.out)
-            write_json(self.out / "config.json", asdict(config))
+            if not config.resume:  # else in `begin`: settings that turn out to be wrong must not replace those that work
+                write_json(self.out / "config.json", asdict(config))
             for name in ("metrics.jsonl", "completions.jsonl"):
                 cut_log(self.out / name, self.position() if config.resume else None)
         self.board = open_board(self.out) if config.tensorboard and world.is_first else None
         world.sync()
+
+    def begin(self, train: list[dict], held_out: list[dict]) -> None:
+        """With these questions. SystemExit where a run goes on and has others than it was begun with: its place in their order
+        would mean nothing, and its tables would have columns about different questions."""
+        begun_with = self.results.setdefault("samples", {})
+        for name, flag, data in (("train", "--train_data", train), ("eval", "--eval_data", held_out)):
+            self.samples[name] = Counter(sample["task"] for sample in data)  # for the model card
+            ids = hashlib.sha256(json.dumps([sample["id"] for sample in data]).encode()).hexdigest()[:16]
+            count, known = begun_with.get(name, (0, ids))
+            if count and known != ids:
+                raise SystemExit(f"--resume: {self.out} was begun with {count} other questions in {flag} (now {len(data)}): go on with "
+                                 "the files as they were, or start another run; eval.py measures a model on other data")
+            begun_with[name] = [len(data), ids]
+        if self.world.is_first:
+            write_json(self.out / "config.json", asdict(self.config))
+        self.save_state()
 
     def take_folder(self) -> TextIO | None:
         """Nobody else may write here while one process of this run lives: after `kill -9` of torchrun its ranks go on."""
@@ -343,11 +361,6 @@ class Run:
         return text + "\n" + self.save_begun()
 
     # --- models ---
-
-    def count_samples(self, train: list[dict], held_out: list[dict]) -> None:
-        """For the model card."""
-        for name, data in (("train", train), ("eval", held_out)):
-            self.samples[name] = Counter(sample["task"] for sample in data)
 
     def save_model(self, model, name: str, learned: dict | None = None) -> None:
         """A Hugging Face folder of the run, with a model card, its adapters if it has some, and a note of how the model was

@@ -19,6 +19,7 @@ import torch
 from conftest import ALONE, ROOT, copy_start
 from processes import read, run_ranks, start_ranks
 from small_runs import (
+    SMALL,
     STARTED,
     assert_equal_runs,
     assert_same_run,
@@ -733,6 +734,33 @@ def test_a_model_or_data_inside_the_folder_is_not_overwritten(tmp_path):
     (tmp_path / "final").mkdir()
     with pytest.raises(SystemExit):
         train.parse_config(["--model", str(tmp_path / "final"), "--train_data", "a", "--out", str(tmp_path), "--overwrite"])
+
+
+@pytest.mark.parametrize("entry", ["run/a.jsonl", "run/a.jsonl@videos:3", "a.jsonl@run/videos", "a.jsonl:50%@"])
+def test_data_inside_the_folder_is_not_overwritten_however_it_is_named(tmp_path, monkeypatch, entry):
+    """FILE@ROOT is no path, and so was taken for one outside: the data were deleted, and then not found."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run" / "videos").mkdir(parents=True)
+    for file in ("a.jsonl", "run/a.jsonl"):
+        Path(file).touch()
+    arguments = ["--train_data", entry.removesuffix("@"), "--out", "run", "--overwrite"]
+    if entry.endswith("@"):
+        assert train.parse_config(arguments).overwrite
+        arguments += ["--video_root", "run/videos"]
+    with pytest.raises(SystemExit):
+        train.parse_config(arguments)
+
+
+def test_a_mistyped_name_of_data_costs_no_old_run(tmp_path, monkeypatch):
+    """With --overwrite the old run was deleted first, and only then the new one's data were looked for."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")
+    for flags in (["--train_data", "trian.jsonl"], ["--train_data", "a.jsonl"]):
+        (tmp_path / "a.jsonl").write_text("no sample\n")
+        with pytest.raises(ValueError, match="trian.jsonl: no such file|a.jsonl"):
+            train.main([*SMALL, *flags, "--out", "run", "--overwrite"])
+        assert (tmp_path / "run" / "config.json").exists()
 
 
 def test_help_has_three_groups(capsys):

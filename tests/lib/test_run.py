@@ -136,6 +136,32 @@ def test_a_torn_checkpoint_is_passed_over(model, tmp_path, capsys):
     assert re.search(r"damaged: .*000002/__0_0.distcp has 1000 bytes of \d+\. Going on from .*000001", capsys.readouterr().out)
 
 
+def begin(out: Path, train_ids: str, held_out_ids: str, *arguments: str) -> None:
+    run = new_run(out, *arguments)
+    with contextlib.closing(run.lock):
+        run.begin(*([{"id": i, "task": "qa"} for i in ids] for ids in (train_ids, held_out_ids)))
+
+
+def test_a_resumed_run_has_the_questions_that_it_was_begun_with(tmp_path):
+    """Another --eval_data gave a table whose columns are about different questions, or a KeyError after the last step; fewer
+    training questions another order. Nor may the settings that are refused stay behind in config.json."""
+    begin(tmp_path / "run", "ab", "c")
+    before = (tmp_path / "run" / "config.json").read_text()
+    for train_ids, held_out_ids, flag in (("ab", "d", "--eval_data"), ("a", "c", "--train_data"), ("ba", "c", "--train_data")):
+        with pytest.raises(SystemExit, match=f"begun with . other questions in {flag}"):
+            begin(tmp_path / "run", train_ids, held_out_ids, "--resume", "--lr", "0.5")
+        assert (tmp_path / "run" / "config.json").read_text() == before
+    begin(tmp_path / "run", "ab", "c", "--resume", "--lr", "0.5")
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["lr"] == 0.5
+
+
+def test_a_run_without_held_out_questions_may_get_some(tmp_path):
+    begin(tmp_path / "run", "a", "")
+    begin(tmp_path / "run", "a", "c", "--resume")
+    with pytest.raises(SystemExit, match="--eval_data"):
+        begin(tmp_path / "run", "a", "", "--resume")
+
+
 def test_overwriting_deletes_runs_only(tmp_path):
     """`--out . --overwrite` in a folder of other things must not delete them."""
     (tmp_path / "thesis.tex").write_text("years of work")
@@ -199,6 +225,7 @@ def test_tensorboard_has_each_step_of_a_resumed_run_once(tmp_path, monkeypatch):
     always_open = open_tensorboard(tmp_path / "run")
     for flags, last in ([], 3), (["--resume", "--tensorboard"], 4), (["--resume"], 5):
         with new_run(tmp_path / "run", *flags) as run:
+            run.begin([], [])
             for step in range(3 if flags else 1, last + 1):
                 run.log(grpo_line(step))
         if flags:
