@@ -520,8 +520,9 @@ def score_of(metrics: dict) -> float:
     return sum(metrics[name] for name in names) / max(len(names), 1)
 
 
-def blind_baselines(samples: list[dict]) -> dict[str, dict[str, float]]:
-    """What answers without any video score on these samples: blind guessers, each with the names of `compute_metrics`.
+def blind_baselines(samples: list[dict], judge: Judge = words_judge) -> dict[str, dict[str, float]]:
+    """What answers without any video score on these samples: blind guessers, each with the names of `compute_metrics`. The judge
+    of captions has to be the one that judges the model's.
 
     A guesser writes a completion as the model does and is scored as the model is. It answers only the tasks that it has
     an answer for: the names of the others are absent, and its `n` counts the samples it answered.
@@ -545,7 +546,7 @@ def blind_baselines(samples: list[dict]) -> dict[str, dict[str, float]]:
         asked = {task: of_task for task, of_task in by_task.items() if guesser in report_of(task).blind}
         answers = [report_of(task).blind[guesser](of_task, fallback) for task, of_task in asked.items()]
         if asked or guesser in ALWAYS:
-            metrics[guesser] = compute_metrics([*chain(*asked.values())], [*chain(*answers)])
+            metrics[guesser] = compute_metrics([*chain(*asked.values())], [*chain(*answers)], judge)
     return metrics
 
 

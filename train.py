@@ -136,6 +136,8 @@ class Config:
                               within=(0, 10**7))
     tensorboard: bool = machine(False, "write the numbers of metrics.jsonl to tensorboard/ in --out as well (needs pip install "
                                        "tensorboard)")
+    eval_batch: int = machine(32, "questions answered together by each process, in evaluations and in the selection",
+                              with_model=8, within=COUNT)
     save_every: int = machine(100, "steps between checkpoints, of which two stay", with_model=50, within=(1, 10**7))
     save_dtype: str = machine("float32", "of the weights in best/ and final/: bfloat16, half as large and what a GPU "
                                          "computes in, or float32, as they were trained (so too with --lora_rank)",
@@ -450,7 +452,7 @@ def select_samples(run: Run, policy: VideoLM, samples: list[dict], score) -> dic
     """Answer every training question `select_k` times and keep those that are worth training on: {ids, report}."""
     config, world = run.config, run.world
     sampling = SamplingSettings(config.prompt, config.max_new_tokens, config.max_prompt_tokens, config.select_k,
-                                config.temperature, config.reward, config.seed, timestamps=config.timestamps)
+                                config.temperature, config.reward, config.seed, config.eval_batch, config.timestamps)
     partial_answers = run.out / "selecting"  # an interrupted selection goes on there
     claim(world, partial_answers,
           fingerprint("the policy before GRPO", config.judge, sampling, run.loader.settings, samples))
@@ -484,16 +486,30 @@ def measure(run: Run, policy: VideoLM, held_out: list[dict], score, name: str) -
         return None
     config = run.config
     # Greedy, one answer: no noise between two evaluations, and what users of the model get.
-    sampling = SamplingSettings(config.prompt, config.max_new_tokens, config.max_prompt_tokens)
+    sampling = SamplingSettings(config.prompt, config.max_new_tokens, config.max_prompt_tokens, batch=config.eval_batch)
     with policy.gathered():
         # An evaluation on the way belongs to the stage that it interrupts, and has a bar of its own.
         metrics, predictions = evaluate(policy, run.loader, held_out, run.world, sampling, score, name,
                                         run.progress if name != "on_the_way" else None)
     if run.world.is_first:
         write_lines(run.out / f"predictions.{name}.jsonl", predictions)
+    end_or_warn_of_unreadable(predictions, name)
+    if run.world.is_first:
         if metrics["parse_failure"] == 1 and not (name == "before" and config.sft_steps):  # the warm start teaches the format
             tqdm.write(UNREADABLE_ANSWERS.format(name=name))
     return metrics
+
+
+def end_or_warn_of_unreadable(predictions: list[dict], name: str) -> None:
+    """Held-out videos that cannot be read count as 0, and look like a poor model."""
+    lost = [line["problem"] for line in predictions if line.get("problem")]
+    if not lost:
+        return
+    text = (f"{len(lost)} of {len(predictions)} held-out questions could not be asked ({name}): "
+            + "; ".join(printable(problem) for problem in lost[:3]) + ("; ..." if len(lost) > 3 else ""))
+    if len(lost) == len(predictions) and name != "on_the_way":
+        raise SystemExit(f"{text}. Check --eval_data and --video_root")
+    tqdm.write(f"warning: {text}. They count as 0 in every metric")
 
 
 UNREADABLE_ANSWERS = (
@@ -679,7 +695,7 @@ def carry_out(config: Config, world: World) -> None:
             run.end_interrupted()
     run.seconds["total"] = round(run.seconds.get("total", 0.0) + time.time() - began, 2)
     if world.is_first:
-        finish(run, held_out)
+        finish(run, held_out, judge)
 
 
 def questions_of(config: Config, geometry, train_data: list[str], eval_data: list[str]) -> tuple[list[dict], list[dict]]:
@@ -691,10 +707,10 @@ def questions_of(config: Config, geometry, train_data: list[str], eval_data: lis
     return tuple(with_style(samples, config.prompt, geometry.box_units) for samples in (train, held_out))
 
 
-def finish(run: Run, held_out: list[dict]) -> None:
+def finish(run: Run, held_out: list[dict], judge: rewards.Judge) -> None:
     """summary.json, the table, and three completions to look at."""
     results = run.results
-    baselines = blind_baselines(held_out) if held_out else {}
+    baselines = blind_baselines(held_out, judge) if held_out else {}
     selected = results.get("selected")
     summary = {name: results.get(name) for name in ("before", "after_sft", "after")}
     summary |= {"baselines": baselines, "seconds": run.seconds, "selected": selected and selected["report"]}

@@ -7,8 +7,11 @@ How a model was asked in training is written beside its weights (`write_asked`),
 
 import hashlib
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from transformers.utils import cached_file
 
 from data import VideoSettings
 from lib.distributed import World
@@ -36,9 +39,14 @@ class SamplingSettings:
 
 
 def read_asked(model: str) -> dict:
-    """How the model was asked in training: at another resolution, or with another prompt, it is another model."""
-    file = Path(model) / ASKED
-    return PUBLISHED | (json.loads(file.read_text()) if file.exists() else {})
+    """How the model, a folder or a hub id, was asked in training: at another resolution, or with another prompt, it is another
+    model."""
+    file: Path | str | None = Path(model) / ASKED
+    if not Path(model).exists():
+        with suppress(OSError):  # neither a folder nor a hub id, or one that may not be read: loading it says so
+            file = cached_file(model, ASKED, _raise_exceptions_for_missing_entries=False,
+                               _raise_exceptions_for_connection_errors=False)
+    return PUBLISHED | (json.loads(Path(file).read_text()) if file and Path(file).exists() else {})
 
 
 def write_asked(folder: Path, settings: dict) -> None:
@@ -71,7 +79,8 @@ def read_partial(world: World, folder: Path, samples: list[dict]) -> dict[str, d
                     prediction = json.loads(line)
                 except ValueError:  # blank, or torn: no beginning of an object is an object
                     continue
-                if prediction["id"] in wanted:
+                # A file that could not be read then may be there now.
+                if prediction["id"] in wanted and set(prediction["reasons"]) != {"unreadable_video"}:
                     found[prediction["id"]] = prediction
     found = {prediction["id"]: prediction for prediction in world.all_gather(list(found.values()))}
     folder.mkdir(parents=True, exist_ok=True)

@@ -11,8 +11,8 @@ import torch
 
 # What lowers the peak, by what the memory was wanted for.
 REMEDIES = {
-    "sampling": "--total_pixels, --max_new_tokens, --group_size, or fewer questions sampled together (--questions; "
-                "eval.py: --batch)",
+    "sampling": "--total_pixels, --max_new_tokens, --group_size, or fewer questions sampled together (--questions; in evaluations "
+                "and the selection --eval_batch; eval.py: --batch)",
     "scoring": "--pack_tokens 1, --gradient_checkpointing, --total_pixels, --max_new_tokens or --freeze_vision",
     "the optimiser's step": "--lora_rank, --freeze_vision, and on several GPUs --shard on or --offload",
 }

@@ -307,6 +307,17 @@ def test_the_best_constant_caption_is_the_one_that_earns_most():
     assert not any(name.startswith("captioning") for name in blind["most_frequent_letter"])
 
 
+def test_the_blind_caption_is_judged_by_who_judges_the_models():
+    """A judge that is easier than the word rules lifted the model above a blind answer that they had judged."""
+    samples = [captioning("a dog barks"), captioning("it rains")]
+
+    def says_yes(events, caption):
+        return [True] * len(events)
+
+    assert blind_baselines(samples)["best_constant_caption"]["captioning/recall"] == 0.5
+    assert blind_baselines(samples, says_yes)["best_constant_caption"]["captioning/recall"] == 1.0
+
+
 # ---- denominators and failures --------------------------------------------------------------------------------------
 
 ONE_OF_EACH = [

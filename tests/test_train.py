@@ -596,6 +596,24 @@ def test_a_model_of_which_nothing_can_be_read_is_named(tmp_path, monkeypatch, ca
         assert ("not one held-out answer could be read" in capsys.readouterr().out) == expected
 
 
+def test_held_out_videos_that_cannot_be_read_are_said(tmp_path, monkeypatch, capsys):
+    """They count as 0 in every metric, and nothing said so; with a wrong root all metrics were 0, and the model was blamed."""
+    run = SimpleNamespace(config=train.parse_config([]), out=tmp_path, loader=None, world=ALONE, progress=None)
+    lost, answered = {"id": "a", "problem": "a.mp4: no such file"}, {"id": "b"}
+    for name, predictions in (("before", [lost, answered]), ("on_the_way", [lost])):
+        monkeypatch.setattr(train, "evaluate", lambda *_, lines=predictions: ({"parse_failure": 0.5}, lines))
+        train.measure(run, SimpleNamespace(gathered=contextlib.nullcontext), [{"id": "a"}, {"id": "b"}], None, name)
+        assert f"1 of {len(predictions)} held-out questions could not be asked ({name}): a.mp4: no such file" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="a.mp4: no such file. Check --eval_data"):
+        train.measure(run, SimpleNamespace(gathered=contextlib.nullcontext), [{"id": "a"}], None, "after")
+
+
+def test_with_a_published_model_fewer_questions_are_answered_together():
+    """32 long prompts at once need memory that neither the plan nor the rehearsal had counted."""
+    assert train.parse_config([]).eval_batch == 32
+    assert train.parse_config(["--model", "m", "--train_data", "a"]).eval_batch == 8
+
+
 def test_an_interrupted_selection_asks_nothing_twice(model, tmp_path, monkeypatch):
     """It is the longest inference of a run: K answers to every training question. What is left of it when the process
     dies must serve the next one (without a model, any question that is asked raises), and other settings must not mix."""

@@ -588,6 +588,7 @@ def watched_answers(folder: Path, held_out: list[dict], settings: VideoSettings,
     for sample in first_of_each_task(held_out, WATCHED):
         said = [(title, lines[sample["id"]]) for title, lines in answers.items() if sample["id"] in lines]
         if said:
+            clips.unreadable |= {line["id"] for _, line in said if line.get("problem")}
             rows = [{"title": title, "text": shorten(line["completions"][0], MOST_TEXT), "reward": line["rewards"][0],
                      "reason": line["reasons"][0], **marks_of(sample, line["completions"][0])} for title, line in said]
             shown.append({"id": sample["id"], **question_of(sample, settings, clips), "answers": rows})
@@ -635,10 +636,11 @@ class Clips:
         self.deadline = deadline  # on time.monotonic
         self.kept: list[dict] = []
         self.places: dict[str, int | None] = {}
+        self.unreadable: set[str] = set()  # ids of samples; a video that hung in a worker would hang here for ever
 
     def place_of(self, sample: dict, settings: VideoSettings) -> int | None:
         """Where in `kept` the frames are that the model sees; None if there are none, or no time is left to decode."""
-        if not files_of(sample):
+        if not files_of(sample) or sample["id"] in self.unreadable:
             return None
         arguments = picture_arguments(settings) if "image" in sample else video_arguments(sample, settings)
         key = json.dumps([files_of(sample), arguments], default=str)

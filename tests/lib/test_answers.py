@@ -2,9 +2,11 @@
 
 import json
 import os
+import subprocess
+import sys
 
 import pytest
-from conftest import ALONE
+from conftest import ALONE, ROOT
 
 from data import VideoSettings
 from lib.answers import SamplingSettings, append_lines, claim, fingerprint, read_partial, weights_of
@@ -21,6 +23,29 @@ def test_no_beginning_of_a_line_is_taken_for_an_answer(tmp_path):
         assert read_partial(ALONE, tmp_path, [{"id": "a"}]) == {}
     append_lines(tmp_path / "rank0.jsonl", [line("a"), line("stranger")])
     assert read_partial(ALONE, tmp_path, [{"id": "a"}]) == {"a": line("a")}
+
+
+def test_a_video_that_could_not_be_read_is_asked_about_again(tmp_path):
+    """A disk that was away for an hour: its videos stayed unreadable in every run that went on from these answers."""
+    lost = {**line("a"), "reasons": ["unreadable_video"] * 2, "problem": "a.mp4: no such file"}
+    append_lines(tmp_path / "rank0.jsonl", [lost, line("b")])
+    assert set(read_partial(ALONE, tmp_path, [{"id": "a"}, {"id": "b"}])) == {"b"}
+    append_lines(tmp_path / "rank0.jsonl", [line("a", "now")])
+    assert read_partial(ALONE, tmp_path, [{"id": "a"}])["a"]["completions"] == ["now"]
+
+
+def test_a_model_on_the_hub_is_asked_as_its_own_folder_says(tmp_path):
+    """The same model, by its hub name, was asked with another prompt and at another resolution."""
+    snapshot = tmp_path / "hub" / "models--me--door" / "snapshots" / ("a" * 40)
+    snapshot.mkdir(parents=True)
+    (snapshot.parent.parent / "refs").mkdir()
+    (snapshot.parent.parent / "refs" / "main").write_text("a" * 40)
+    (snapshot / "config.json").write_text("{}")
+    (snapshot / "asked.json").write_text('{"prompt": "answer", "fps": 4.0}')
+    code = "from lib.answers import read_asked; print([read_asked(m)[k] for m in ('me/door', 'no/such', 'a/b/c') for k in ('prompt', 'fps')])"
+    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True,
+                          env={**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}).stdout
+    assert said.strip() == "['answer', 4.0, 'think', 2.0, 'think', 2.0]"
 
 
 def decided(samples=({"id": "a"},), model="m", judge="", **changed):

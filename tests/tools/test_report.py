@@ -319,6 +319,17 @@ def test_frames_stop_when_the_time_is_up(folder, tmp_path):
     assert data_of(report.write_report([folder], tmp_path / "quick.html", seconds=0))["clips"] == []
 
 
+def test_a_video_that_no_worker_could_read_is_not_tried_again(folder, tmp_path, monkeypatch):
+    """Workers have a deadline, the page has none: a file on which a decoder hangs cost one question, and then the whole run."""
+    shutil.copytree(folder, tmp_path / "run")
+    lines = [json.loads(text) for text in (tmp_path / "run" / "predictions.after.jsonl").read_text().splitlines()]
+    (tmp_path / "run" / "predictions.after.jsonl").write_text(
+        "".join(json.dumps({**line, "problem": "v.mp4: no answer in 60 s"}) + "\n" for line in lines))
+    (tmp_path / "run" / "completions.jsonl").unlink()
+    monkeypatch.setattr(report, "read_video", lambda *_, **__: pytest.fail("read"))
+    assert data_of(report.write_report([tmp_path / "run"], tmp_path / "page.html"))["clips"] == []
+
+
 def test_long_runs_have_no_more_points_than_a_screen():
     columns = report.columns_of(report.with_shares(log(2500)))
     assert len(columns["step"]) <= report.MOST_POINTS and columns["step"][-1] == 2500 and columns["dead share"][0] == 0.25
