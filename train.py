@@ -36,7 +36,7 @@ import torch
 from tqdm import tqdm
 
 import rewards
-from data import STYLES, Prompt, VideoSettings, shared_times, target_text
+from data import STYLES, Prompt, PromptTooLong, VideoSettings, shared_times, target_text
 from eval import METRICS, answer_all, blind_baselines, evaluate, first_metrics, score_of
 from grpo import Group, Loss, accumulate_gradients, grpo_loss, rollout
 from lib import hf_folder, hub, lora, memory, toy
@@ -691,6 +691,8 @@ def carry_out(config: Config, world: World) -> None:
             run_stages(run, initial, train, held_out, score)
         except torch.OutOfMemoryError as error:
             raise SystemExit(run.end_out_of_memory(error)) from None
+        except PromptTooLong as error:
+            raise SystemExit(f"{error}\n{run.save_begun()}") from None
         except KeyboardInterrupt:
             run.end_interrupted()
     run.seconds["total"] = round(run.seconds.get("total", 0.0) + time.time() - began, 2)

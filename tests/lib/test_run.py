@@ -21,6 +21,7 @@ from processes import run_ranks, start_ranks
 from small_runs import CLIPS, SMALL, STARTED, assert_equal_runs, lines, weights
 
 import train
+from data import PromptTooLong
 from lib import lora
 from lib.checkpoints import names_in, newest_checkpoint
 from lib.distributed import World, start, stop
@@ -377,6 +378,25 @@ def test_running_out_of_memory_costs_no_finished_step(unbroken, started, monkeyp
     assert (started / "broken" / f"checkpoint-1-grpo-{int(step[1]) - 1:06d}").exists()
     train.main([*FOUR_STEPS, "--out", "broken", "--resume"])
     assert_equal_runs(unbroken, started / "broken")
+
+
+def test_a_prompt_that_is_too_long_costs_no_finished_step(unbroken, started, monkeypatch):
+    """Up to --save_every steps were lost with one long question, and the next run lost them again."""
+    monkeypatch.chdir(started)
+    asked, calls = train.rollout, []
+
+    def too_long_in_step_3(*args, **named):
+        calls.append(args)
+        if len(calls) == 3:
+            raise PromptTooLong("sample a: the prompt has 9 tokens, more than 8")
+        return asked(*args, **named)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train, "rollout", too_long_in_step_3)
+        with pytest.raises(SystemExit, match="more than 8\nthe state behind step 2 (has been|is) saved: --resume"):
+            train.main([*FOUR_STEPS, "--out", "long"])
+    train.main([*FOUR_STEPS, "--out", "long", "--resume"])
+    assert_equal_runs(unbroken, started / "long")
 
 
 # --- what is logged of a step -----------------------------------------------------------------------------------------
