@@ -41,7 +41,7 @@ from tqdm import tqdm
 
 from data import Clip, VideoSettings, picture_arguments, read_picture, read_video, video_arguments
 from lib.files import PARTIAL, write_whole
-from lib.readers import READER, VideoError, length_of
+from lib.readers import READER, VideoError, find_video, length_of
 from lib.samples import files_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -450,9 +450,9 @@ def _finished(result: Clip | None) -> Future:
 def _clip_key(file: str, arguments: dict) -> tuple:
     """All that a clip depends on. A file that was replaced in the meantime is another file."""
     try:
-        status = os.stat(file)
+        status = os.stat(find_video(file))  # what is decoded: it may have another suffix than the annotated name
         version = (status.st_size, status.st_mtime_ns)
-    except OSError:  # no such file: decoding says so better
+    except (VideoError, OSError):  # no such file: decoding says so better
         version = None
     return file, version, repr(arguments)
 

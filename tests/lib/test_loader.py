@@ -358,6 +358,19 @@ def test_other_settings_and_a_replaced_file_are_other_entries(videos, tmp_path):
         os.chdir(here)
 
 
+def test_a_video_with_another_suffix_than_annotated_is_kept_and_its_replacement_is_read(videos, tmp_path):
+    """ActivityNet's annotations say .mp4 where the file is an .mkv. Of such a video the folder kept nothing, so every run
+    decoded it again; and the memory went on showing a file that had been replaced."""
+    folder, file = tmp_path / "frames", write_video(videos / "v_abc.mkv", pictures(10))
+    sample = question(videos / "v_abc.mp4")
+    with VideoLoader(num_workers=0, frame_cache=folder) as loader:
+        clip = loader.load(sample)
+        (entry,) = entries(folder)
+        write_video(file, pictures(30)[20:])
+        assert which_frames(clip)[0] == 0 and which_frames(loader.load(sample))[0] == 20
+    assert entry in entries(folder) and len(entries(folder)) == 2
+
+
 @pytest.mark.parametrize("what", ["CACHE_VERSION", "READER"])
 def test_frames_of_another_reader_are_not_taken_for_this_ones(videos, tmp_path, monkeypatch, what):
     """What decord decoded wrong would be shown for as long as the folder lives."""
