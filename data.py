@@ -19,6 +19,7 @@ code, they are what a video model sees, and their library versions differ from r
 
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -182,11 +183,16 @@ def say_where(sample: dict, style: str) -> str:
 def ask_for_label(sample: dict, think: bool) -> str:
     """VideoChat-R1's instruction lists the labels itself; where an instruction does not, they are added in its words."""
     question = sample["question"].strip()
-    if any(option not in question for option in sample["options"]):
+    if not all(is_named(option.strip(), question) for option in sample["options"]):
         question += f" Choice one answer from {sample['options']}."
     if think:
         return f"{question}\n\n{THINK}\n\nThen, provide your final answer within the <answer> </answer> tags.\n"
     return f"{question}\n\nOutput your final answer within the <answer> </answer> tags.\n"
+
+
+def is_named(label: str, question: str) -> bool:
+    """Whether the label stands in the question in whole words: "running" does not tell that the answer to write is "run"."""
+    return re.search(rf"(?<!\w){re.escape(label)}(?!\w)", question, re.IGNORECASE) is not None
 
 
 def ask_what_happens(sample: dict, think: bool) -> str:

@@ -94,6 +94,21 @@ def test_an_instruction_without_its_labels_gets_them():
     assert text.startswith("How good is it? Choice one answer from ['low', 'high'].\n\nOutput your final answer")
 
 
+@pytest.mark.parametrize("question, options, are_named", [
+    ("Is the person running or walking?", ["run", "walk"], False), ("Does it run or walk?", ["run", "walk"], True),
+    ("Run or walk?", ["run", " Walk "], True), ("Which is it, run or jump?", ["run", "walk"], False),
+    ("Is the lowest quality shown?", ["low", "lowest"], False), ("Is it in C++ or C?", ["C++", "C"], True),
+    ("Is it low or high quality?", ["low quality", "high quality"], False),
+    ("Is it LOW QUALITY, or 'high quality'?", ["low quality", "high quality"], True),
+])
+def test_a_label_that_is_only_part_of_a_word_of_the_question_is_listed(question, options, are_named):
+    """Where the question spoke of "running", the label "run" was not listed, and the model that wrote "running" was wrong."""
+    [message] = build_prompt({**LABELS, "question": question, "options": options}, "answer")
+    listed = "" if are_named else f" Choice one answer from {options}."
+    end = "\n\nOutput your final answer within the <answer> </answer> tags.\n"
+    assert message["content"][0]["text"] == f"{question}{listed}{end}"
+
+
 def test_options_with_letters_of_their_own_get_no_second_one():
     """The prompt showed "(A) A. a lamp"."""
     for options in (["A. to eat", "B. it's late"], ["(A) to eat", "(B) it's late"], ["A: to eat", "B) it's late"]):
