@@ -311,16 +311,16 @@ LETTER = re.compile(r"(?<!\w)(?<!\w[-'’])[A-Z](?!\w|[-'’]\w)")
 ONE_LETTER = re.compile(r"[\W_]*+([A-Za-z])[\W_]*+")  # the whole answer
 LOWER_CASE = re.compile(r"[a-z](?=\s*[])]|[.:](?!\w))")  # with its bracket, dot or colon: "c)", not the one in "a boy"
 NO_WORD = re.compile(r"\W*+")
-NEXT_WORD = re.compile(r"\s++([^\W_]++)")
-AFTER_LETTER_A = {"and", "or", "is", "because", "since", "as"}  # "A or B", "A is right"
+NEXT_WORD = re.compile(r"[^\S\n\r\u2028\u2029]++([^\W_]++)")  # on the same line: below the answer its reason may begin
+AFTER_LETTER = {"and", "or", "is", "because", "since", "as"}  # "A or B", "I is right"
 
 
 def parse_letter(text: str, options: Sequence[str]) -> tuple[str | None, str]:
     """The one offered letter that the text names, as a capital. Reasons: bad_choice (none), two_letters.
 
     An answer that is the text of one option counts as that option. Apart from that a text may hold capitals of its own:
-    "A" before a word is an article ("A red ball"), and what is quoted of an option's text ("Plan B") is no choice either,
-    but behind the letter itself, or where the answer begins.
+    "A" before a word is an article ("A red ball"), "I" a pronoun, and what is quoted of an option's text ("Plan B") is no
+    choice either, but behind the letter itself, or where the answer begins.
 
     >>> options = ["a dog", "A red ball", "unwrap it"]
     >>> [parse_letter(text, options)[0] for text in ("c", "Answer: (C) unwrap it", "I think it is C", "a red ball")]
@@ -343,12 +343,12 @@ def parse_letter(text: str, options: Sequence[str]) -> tuple[str | None, str]:
     while match := LETTER.search(text, position):
         letter, position = match[0], match.end()
         quoted = match.start() > start and any(stands_at(text, match.start(), phrase) for phrase in phrases)
-        if letter not in offered or quoted or is_article(text, match, options[0]):
+        if letter not in offered or quoted or is_word(text, match, option := options[offered.index(letter)]):
             continue
         found.add(letter)
         if len(found) > 1:
             return None, "two_letters"
-        position = after_option_text(text, position, options[offered.index(letter)])
+        position = after_option_text(text, position, option)
     return (found.pop(), "ok") if found else (None, "bad_choice")
 
 
@@ -356,14 +356,15 @@ def stands_at(text: str, position: int, phrase: str) -> bool:
     return text[position:position + len(phrase)].lower() == phrase.lower()
 
 
-def is_article(text: str, letter: re.Match, first_option: str) -> bool:
-    """Whether an "A" belongs to the word behind it: "A boy", but neither "A or B" nor "A unwrap it" of an option A that
-    begins with "unwrap". A single letter is no word: "A C" are two choices."""
-    word = NEXT_WORD.match(text, letter.end()) if letter[0] == "A" else None
+def is_word(text: str, letter: re.Match, option: str) -> bool:
+    """Whether an "A" is an article or an "I" a pronoun, as the word behind it tells: "A boy", "I think", but neither "A or B"
+    nor "A unwrap it" where `option`, the letter's own, begins with "unwrap". A single letter is no word: "A C" are two
+    choices. Nor is what begins another line."""
+    word = NEXT_WORD.match(text, letter.end()) if letter[0] in "AI" else None
     if word is None or (len(word[1]) == 1 and word[1].isalpha()):
         return False
-    first = re.search(r"[^\W_]+", first_option)
-    return word[1].lower() not in AFTER_LETTER_A | ({first[0].lower()} if first else set())
+    first = re.search(r"[^\W_]+", option)
+    return word[1].lower() not in AFTER_LETTER | ({first[0].lower()} if first else set())
 
 
 def after_option_text(text: str, position: int, option: str) -> int:

@@ -546,11 +546,32 @@ def test_capitals_in_the_text_of_an_option_are_no_choices(text, letter):
     ("A 3-year-old boy", None), ("The answer is A boy", None), ("A boy, so C", "C"), ("A", "A"), ("a", "A"), ("(a)", "A"),
     ("a.", "A"), ("A.", "A"), ("A. A boy", "A"), ("A: boy", "A"), ("A, a cat", "A"), ("A - a boy", "A"), ("A is right", "A"),
     ("A because he opens it", "A"), ("A since he does", "A"), ("It is A as he opens it", "A"), ("A or B", None),
-    ("A cat", "A"), ("A\ncat", None), ("A unwrap it", "A"), ("the answer is A", "A"), ("A e.g.", "A"),
+    ("A cat", "A"), ("A\ncat", "A"), ("A unwrap it", "A"), ("the answer is A", "A"), ("A e.g.", "A"),
 ])
 def test_an_article_is_no_letter(text, letter):
     """"A young boy opens it." was paid in full where A was right, and was wrong where C, "a boy", was."""
     options = ["unwrap a cat" if "unwrap" in text else "a cat", "a dog", "a boy"]
+    assert parse_letter(text, options)[0] == letter
+
+
+@pytest.mark.parametrize("line_break", ["\n", "\r\n", " \n\n  ", "\u2028"])
+def test_a_letter_on_a_line_of_its_own_is_the_choice_whatever_follows(line_break):
+    """The right answer "A" with its reason on the next line was no choice, where any other letter was one."""
+    for letter in "ABI":
+        for start in ("", "The answer is "):
+            assert parse_letter(f"{start}{letter}{line_break}The person walks to it.", list("rstuvwxyz")) == (letter, "ok")
+
+
+@pytest.mark.parametrize("text, letter", [
+    ("I think it is C", "C"), ("It is C, I think so", "C"), ("C, as I see it", "C"), ("I think it is I", "I"),
+    ("I do not know", None), ("I", "I"), ("i", "I"), ("I.", "I"), ("(I)", "I"), ("(I) a tall man", "I"),
+    ("I: he waves", "I"), ("I - he waves", "I"),
+    ("The answer is I", "I"), ("I is right", "I"), ("I because he waves", "I"), ("I tall man", "I"), ("I'd say C", "C"),
+    ("I or C", None), ("I C", None), ("I, C", None), ("I believe that A boy waves, so C", "C"),
+])
+def test_a_pronoun_is_no_letter(text, letter):
+    """With nine options or more "I think it is C" named two letters, and "I do not know" was paid where I was right."""
+    options = ["a cat", "a dog", "a bird", "a cow", "a pig", "a hen", "a fox", "a bat", "tall man", "a bee"]
     assert parse_letter(text, options)[0] == letter
 
 
@@ -887,12 +908,12 @@ def test_letters_inside_words_never_count(words, letter):
 FLOODS = [
     "1", "1 ", "1.", "1:", "1-", "1e", "12 to ", "-", ".", "s", "[", "]", "[]", "[1,", "[1],", "(", "(5, 10),", "{",
     '{"a":', '"', "'", ",", " ", "\n", "C ", "A a ", "c", "<", "<answer>", "</answer>", "<answer></answer>", "<think>",
-    ".", "? ", "a dog. ", "dog ", "barks", "ing", "e", "\u0300\u0316",
+    ".", "? ", "a dog. ", "dog ", "barks", "ing", "e", "\u0300\u0316", "A\n", "A ", "I a ", "I  ",
 ]
 
 
-@pytest.mark.parametrize("task", sorted(SAMPLES))
-def test_time_is_linear_in_the_length(task):
+@pytest.mark.parametrize("task, fields", [*((task, {}) for task in sorted(SAMPLES)), ("qa", {"options": OPTIONS * 5})])
+def test_time_is_linear_in_the_length(task, fields):
     """Patterns such as `\\s*s?\\s*` take minutes on 100 kB of blanks: one bad completion would stop the whole step."""
     shuffled = random.Random(0).choices(FLOODS, k=50_000)
     for flood in [*FLOODS, "".join(shuffled)]:
@@ -900,7 +921,7 @@ def test_time_is_linear_in_the_length(task):
         for completion in (text, written(text, text), written("1" + text + "x", "[" + text + "]"),
                            f"<think>{text}</think>{text}<answer>1</answer>{text}"):
             start = time.process_time()
-            score(SAMPLES[task], completion)
+            score({**SAMPLES[task], **fields}, completion)
             # 0.02 to 0.2 s here; with a quadratic step 10^10 operations.
             assert time.process_time() - start < 5, repr(flood)
 
