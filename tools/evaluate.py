@@ -384,9 +384,9 @@ NEXT_QA = {"CW", "CH", "TN", "TC", "TP", "DC", "DL", "DO"}  # causal, temporal, 
 def by_category(samples: list[dict], values: list[dict[str, float]]) -> dict[str, dict[str, dict[str, float]]]:
     """{task: {category: metrics}} for the tasks whose samples have a `category`, in the order of the file.
 
-    `macro mean` is over the categories, each with the same weight. Where they are NExT-QA's types, TP counts as TN, as
-    in the official script, and `Acc@C`, `Acc@T` and `Acc@D` sum up by the first letter. `blind` is the best blind
-    answer, chosen on the category itself, by the first metric of the row.
+    `macro mean` is over the categories, each with the same weight; of a metric that not all have, over those that
+    do. Where they are NExT-QA's types, TP counts as TN, as in the official script, and `Acc@C`, `Acc@T` and `Acc@D` sum
+    up by the first letter. `blind` is the best blind answer, chosen on the category itself, by the first metric of the row.
     """
     tables = {}
     for task in TASKS:
@@ -400,14 +400,19 @@ def by_category(samples: list[dict], values: list[dict[str, float]]) -> dict[str
         if not groups:
             continue
         rows = {category: category_row(group) for category, group in groups.items()}
-        names = next(iter(rows.values()))
-        macro = {name: sum(row[name] for row in rows.values()) / len(rows) for name in names} | {"n": len(pairs)}
+        macro = macro_mean([*rows.values()]) | {"n": len(pairs)}
         if is_next_qa:
             for letter in "CTD":
                 if group := [pair for pair in pairs if str(pair[0]["category"])[0] == letter]:
                     rows[f"Acc@{letter}"] = category_row(group)
         tables[task] = rows | {"macro mean": macro}
     return tables
+
+
+def macro_mean(rows: list[dict[str, float]]) -> dict[str, float]:
+    """The mean of each name over the rows that have it: `Acc@absent` of moments is measured only where an event is absent."""
+    columns = {name: [row[name] for row in rows if name in row] for name in (*METRICS, "n", "blind")}
+    return {name: sum(column) / len(column) for name, column in columns.items() if column}
 
 
 def category_row(pairs: list[tuple[dict, dict]]) -> dict[str, float]:

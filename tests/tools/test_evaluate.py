@@ -108,6 +108,21 @@ def test_categories_counted_by_hand():
     assert tables["qa"]["macro mean"] == pytest.approx({"qa/accuracy": 1 / 6, "parse_failure": 0, "n": 4, "blind": 5 / 6})
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_metric_that_some_categories_lack_is_averaged_over_the_others(order):
+    """Moments with a category in which every event happens: after hours of answering, no metrics.json but a KeyError; with
+    that category first in the file, a macro mean without the metric."""
+    moments = {**grounding([1, 2]), "task": "moments"}
+    samples = [moments | {"category": "sport"}, moments | {"category": "sport", "spans": []},
+               moments | {"category": "home", "spans": []}, moments | {"category": "music"}]
+    completions = [says("[(1, 2)]"), says("[(1, 2)]"), says("[]"), says("[(1, 2)]")]
+    values = values_of(samples, [{"completions": [c]} for c in completions])
+    table = evaluate.by_category(samples[::order], values[::order])["moments"]
+    assert {name: row.get("moments/Acc@absent") for name, row in table.items()} == {
+        "sport": 0, "home": 1, "music": None, "macro mean": 1 / 2}
+    assert table["macro mean"]["moments/mIoU"] == pytest.approx((1 / 2 + 1 + 1) / 3) and table["macro mean"]["n"] == 4
+
+
 def test_next_qa_is_summed_up_by_the_first_letter_and_tp_is_tn():
     """NExT-QA's own table has C, T and D, and no row for the few questions about what came before."""
     types = ["CW", "CH", "TN", "TP", "TP", "TC", "DL"]
