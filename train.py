@@ -49,7 +49,7 @@ from lib.loader import VideoLoader
 from lib.progress import Progress, work_of_stages
 from lib.questions import Questions, number_of_steps, sampling_seed, tried_files, with_style
 from lib.run import Run, write_json
-from lib.samples import TASKS, load_samples, parse_entry, unread_keys
+from lib.samples import TASKS, load_samples, parse_entry, trained_on, unread_keys
 from lib.selection import report_text, select
 from lib.sharding import Sharding, worth_sharding
 from lib.tables import print_table
@@ -397,7 +397,6 @@ def warm_start(run: Run, policy: VideoLM, samples: list[dict]) -> None:
     -ratio * A is that of -log p, so the mean over all tokens is the gradient of the negative log-likelihood.
     """
     config, world = run.config, run.world
-    check_target_lengths(config, policy, samples)
     optimizer = make_optimizer(config, policy, config.sft_lr)
     questions = make_questions(run, policy, samples, config.seed)
     steps = number_of_steps(config.sft_steps, samples, config.sft_questions)
@@ -441,8 +440,8 @@ def check_target_lengths(config: Config, policy: VideoLM, samples: list[dict]) -
     longest = max(samples, key=lambda sample: len(target_text(sample, config.prompt)))
     length = encode_target(policy, target_text(longest, config.prompt)).numel()
     if length > config.max_new_tokens:
-        raise SystemExit(f"sample {longest['id']}: its target has {length} tokens, more than a completion may have; "
-                         f"raise --max_new_tokens ({config.max_new_tokens}) or leave the task out (--tasks)")
+        raise SystemExit(f"sample {longest['id']}: its target has {length} tokens, more than a completion may have; raise "
+                         f"--max_new_tokens ({config.max_new_tokens}), with --resume, or leave the task out (--tasks), with --overwrite")
 
 
 # --- variance-aware selection -----------------------------------------------------------------------------------------
@@ -551,6 +550,8 @@ def run_stages(run: Run, initial: str, train: list[dict], held_out: list[dict], 
     """Evaluation, warm start, selection, GRPO: whatever the settings ask for and is not done yet."""
     config, world = run.config, run.world
     policy = load_model(config, world, initial)
+    if config.sft_steps and "after_sft" not in run.results:
+        check_target_lengths(config, policy, train)
     run.stage("before", lambda: measure(run, policy, held_out, score, "before"))
     start_of_grpo = initial  # the weights that GRPO is held to
     if config.sft_steps:
@@ -679,7 +680,7 @@ def carry_out(config: Config, world: World) -> None:
             initial, train_data, eval_data = toy.prepare(config, world)
         train, held_out = questions or questions_of(config, geometry, train_data, eval_data)
         if world.is_first:
-            print("".join(f"{line}\n" for line in unread_keys(train + held_out)), end="")
+            print("".join(f"{line}\n" for line in [*unread_keys(train + held_out), *trained_on(train, held_out)]), end="")
         run.progress = Progress(work_of_stages(config, len(train), len(held_out)), world.is_first)
         run.begin(train, held_out)
         if config.dry_run:
@@ -729,7 +730,10 @@ def finish(run: Run, held_out: list[dict], judge: rewards.Judge) -> None:
         print(f"\n{sample['task']}: {question}\n  said     {said}\n  expected {truth}")
     print(f"\n{run.out}/summary.json, {run.out}/final; {run.seconds['total']:.0f} s in all")
     columns = {"before": summary["before"], "after SFT": summary["after_sft"], "after GRPO": summary["after"], **baselines}
-    print_table(METRICS, {name: column for name, column in columns.items() if column}, f"{len(held_out)} held-out samples")
+    if held_out:
+        print_table(METRICS, {name: column for name, column in columns.items() if column}, f"{len(held_out)} held-out samples")
+    else:
+        print("no --eval_data: nothing was evaluated")
     write_page(run, seconds=60)
 
 

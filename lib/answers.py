@@ -16,6 +16,7 @@ from transformers.utils import cached_file
 from data import VideoSettings
 from lib.distributed import World
 from lib.files import write_whole
+from lib.hf_folder import is_hub_id
 
 # ---- how a model is asked -------------------------------------------------------------------------------------------
 
@@ -42,8 +43,8 @@ def read_asked(model: str) -> dict:
     """How the model, a folder or a hub id, was asked in training: at another resolution, or with another prompt, it is another
     model."""
     file: Path | str | None = Path(model) / ASKED
-    if not Path(model).exists():
-        with suppress(OSError):  # neither a folder nor a hub id, or one that may not be read: loading it says so
+    if is_hub_id(model):
+        with suppress(OSError):  # one that may not be read: loading it says so
             file = cached_file(model, ASKED, _raise_exceptions_for_missing_entries=False,
                                _raise_exceptions_for_connection_errors=False)
     return PUBLISHED | (json.loads(Path(file).read_text()) if file and Path(file).exists() else {})

@@ -30,11 +30,22 @@ INDEX = "model.safetensors.index.json"
 # --- read -------------------------------------------------------------------------------------------------------------
 
 
+def is_hub_id(name: str) -> bool:
+    """OWNER/NAME, and no path whose last folder is missing."""
+    parts = Path(name).parts
+    return not Path(name).exists() and len(parts) == 2 and not Path(parts[0]).exists()
+
+
 def check_folder(folder: Path) -> None:
     """ValueError, with file and remedy, for a folder that lacks files or holds broken ones. Weights are not read, only
     where they begin and end. A hub id is no folder and passes: the hub's client checks what it downloads."""
     if not folder.exists():
+        if not is_hub_id(str(folder)):
+            raise ValueError(f"{folder}: no such folder; --model takes a Hugging Face checkpoint folder (of a run that has ended: "
+                             "its final/) or a hub id")
         return
+    if (folder / "config.json").exists() and (folder / "lock").exists():
+        raise ValueError(f"{folder} is the folder of a run: --model takes the model in it, {folder / 'final'}")
     if not (folder / "config.json").exists():
         raise ValueError(f"{folder}: no config.json in it; --model takes a Hugging Face checkpoint folder or a hub id")
     for name in (*OWN_FILES, INDEX):

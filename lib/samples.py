@@ -308,6 +308,14 @@ def _field_of(word: str) -> str | None:
     return OTHER_WORDS.get(singular) or OTHER_WORDS.get(word.removesuffix("es"))
 
 
+def trained_on(train: list[dict], held_out: list[dict]) -> list[str]:
+    """A line where held-out questions are trained on as well: same task, files and words, whatever the ids."""
+    known = {(sample["task"], *files_of(sample), sample["question"]) for sample in train}
+    both = [sample["id"] for sample in held_out if (sample["task"], *files_of(sample), sample["question"]) in known]
+    return [f"warning: {len(both)} of {len(held_out)} held-out questions are trained on as well ({', '.join(both[:3])}"
+            f"{', ...' if len(both) > 3 else ''}): what they score says little"] if both else []
+
+
 def unread_keys(samples: list[dict]) -> list[str]:
     """A line for each key that nothing reads, with the known one that it resembles."""
     count = Counter(key for sample in samples for key in sample if key not in FIELDS and key not in EXTRA_FIELDS)

@@ -12,6 +12,7 @@ question without a window too; training refuses a file with such a line, and `go
 
 import json
 import random
+from collections import Counter
 from concurrent.futures import as_completed
 from pathlib import Path
 
@@ -114,10 +115,24 @@ def check(entry: str, out: Path, *, video_root: str | None = None, settings: Vid
     problems |= inspect_videos(jobs, num_workers, deadline)
     good = [records[number] for number in wanted if number not in problems]
     bad = [{**records[number], "reason": problems[number]} for number in sorted(problems)]
+    for line in summary_of(problems, good):
+        print(line)
     out.mkdir(parents=True, exist_ok=True)
     write_jsonl(out / "good.jsonl", good, source)
     write_jsonl(out / "bad.jsonl", bad, source)
     return len(good), len(bad)
+
+
+def summary_of(problems: dict[int, str], good: list[dict]) -> list[str]:
+    """The commonest reasons, and good samples that are doubtful: published data have spans that end late, so these are kept."""
+    lines = [f"{count} bad: {reason}" for reason, count in Counter(problems.values()).most_common(MOST_REASONS)]
+    late = [sample["id"] for sample in good if "duration" in sample
+            and any(end > sample["duration"] + 1 for _, end in sample.get("spans") or ())]
+    return lines + ([f"{len(late)} good ones have spans that end after their video ({', '.join(late[:3])}"
+                     f"{', ...' if len(late) > 3 else ''}): are they in seconds?"] if late else [])
+
+
+MOST_REASONS = 3
 
 
 def inspect_videos(jobs: dict, num_workers: int, deadline: float) -> dict[int, str]:
@@ -129,7 +144,7 @@ def inspect_videos(jobs: dict, num_workers: int, deadline: float) -> dict[int, s
             extra = 0.0 if inspect is inspect_picture else seconds_of(arguments) or None
             # a sample may have several pictures: which of them is it?
             futures[pool.submit(inspect, file, arguments, extra_seconds=extra)] = (f"{file}: " * (inspect is inspect_picture), numbers)
-        for future in tqdm(as_completed(futures), total=len(futures), desc="videos and pictures", unit="file"):
+        for future in tqdm(as_completed(futures), total=len(futures), desc="videos and pictures", unit="part"):
             error = future.exception()
             if error is not None and not isinstance(error, VideoError):
                 raise error

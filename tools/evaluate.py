@@ -182,6 +182,7 @@ def find_problem(args: Flags) -> str | None:
 def run(arguments: list[str] | None = None) -> None:
     args = parse_arguments(arguments)
     world = start(args.device)
+    hf_folder.check_folder(Path(args.model))
     geometry = hf_folder.geometry_in(args.model).with_times(args.timestamps)
     settings = VideoSettings(args.fps, args.max_frames, args.total_pixels, args.min_pixels, geometry.factor,
                              geometry.picture_limits(args.image_pixels))
@@ -295,7 +296,7 @@ def write_results(args: Flags, samples: list[dict], answers: dict[str, list[dict
                   judge: Judge = words_judge) -> None:
     """metrics.json, and the tables: beside what a blind answer scores, by category, without the video, as published."""
     values = values_of(samples, answers[""], judge)
-    metrics, intervals, baselines = means_of(values), intervals_of(resampled_means(values, samples)), blind_baselines(samples)
+    metrics, intervals, baselines = means_of(values), intervals_of(resampled_means(values, samples)), blind_baselines(samples, judge)
     reasons = count_reasons(answers[""])
     looks = first_look(samples, answers[""], judge) if args.looks > 1 else {}
     report = {**metrics, **looks, "intervals": intervals, "baselines": baselines, "reasons": reasons,
@@ -381,7 +382,8 @@ def hash_of(file: Path) -> str:
 NEXT_QA = {"CW", "CH", "TN", "TC", "TP", "DC", "DL", "DO"}  # causal, temporal, descriptive: why, how, next, ...
 
 
-def by_category(samples: list[dict], values: list[dict[str, float]]) -> dict[str, dict[str, dict[str, float]]]:
+def by_category(samples: list[dict], values: list[dict[str, float]],
+                judge: Judge = words_judge) -> dict[str, dict[str, dict[str, float]]]:
     """{task: {category: metrics}} for the tasks whose samples have a `category`, in the order of the file.
 
     `macro mean` is over the categories, each with the same weight; of a metric that not all have, over those that
@@ -399,12 +401,12 @@ def by_category(samples: list[dict], values: list[dict[str, float]]) -> dict[str
             groups.setdefault("TN" if is_next_qa and category == "TP" else category, []).append((sample, value))
         if not groups:
             continue
-        rows = {category: category_row(group) for category, group in groups.items()}
+        rows = {category: category_row(group, judge) for category, group in groups.items()}
         macro = macro_mean([*rows.values()]) | {"n": len(pairs)}
         if is_next_qa:
             for letter in "CTD":
                 if group := [pair for pair in pairs if str(pair[0]["category"])[0] == letter]:
-                    rows[f"Acc@{letter}"] = category_row(group)
+                    rows[f"Acc@{letter}"] = category_row(group, judge)
         tables[task] = rows | {"macro mean": macro}
     return tables
 
@@ -415,10 +417,10 @@ def macro_mean(rows: list[dict[str, float]]) -> dict[str, float]:
     return {name: sum(column) / len(column) for name, column in columns.items() if column}
 
 
-def category_row(pairs: list[tuple[dict, dict]]) -> dict[str, float]:
+def category_row(pairs: list[tuple[dict, dict]], judge: Judge) -> dict[str, float]:
     """The metrics of some samples of one task, and `blind` where there is a blind answer to them."""
     row = means_of([value for _, value in pairs])
-    guesses = blind_baselines([sample for sample, _ in pairs]).values()
+    guesses = blind_baselines([sample for sample, _ in pairs], judge).values()
     name = next(name for name in METRICS if name in row)
     known = [guess[name] for guess in guesses if name in guess]
     return row | ({"blind": max(known)} if known else {})

@@ -45,7 +45,7 @@ STAGES = {"before": "before", "after_sft": "warm start", "after": "after GRPO"} 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="tools.report", description="One page about one run, or several in comparison.")
     parser.add_argument("runs", nargs="+", type=Path, help="folders of runs (--out of train.py)")
-    parser.add_argument("--out", type=Path, help="the page; by default report.html in the folder of the first run")
+    parser.add_argument("--out", type=Path, help="the page; by default report.html in the folder of the run, of several compare.html here")
     parser.add_argument("--groups", type=int, default=200, help="most groups of completions to show, over all runs")
     return parser.parse_args(arguments)
 
@@ -54,7 +54,7 @@ def main() -> None:
     args = parse_arguments()
     torch.set_num_threads(1)  # frames are small: threads would wait for one another
     try:
-        file = write_report(args.runs, args.out or args.runs[0] / "report.html", args.groups)
+        file = write_report(args.runs, args.out or (args.runs[0] / "report.html" if len(args.runs) == 1 else Path("compare.html")), args.groups)
     except (ValueError, OSError) as error:  # a wrong folder, named in the message
         sys.exit(f"error: {error}")
     print(f"{file}: {file.stat().st_size / 1e6:.1f} MB; a browser opens it")
@@ -268,10 +268,11 @@ def why_dead(recent: list[dict], late: list[dict]) -> str:
         answer = rewards.last_block(record["completion"], "answer")[0]
         answers.setdefault((record["step"], record["id"]), set()).add(answer)
     differ = sum(len(group - {None}) > 1 for group in answers.values())
-    if len({record["reward"] for record in late}) == 1 and differ >= 0.5 * len(answers):
+    can_be_read = any(record["reason"] == "ok" for record in late)  # else a reward of 0 is right
+    if len({record["reward"] for record in late}) == 1 and differ >= 0.5 * len(answers) and can_be_read:
         return (f"all {len(late)} completions got the same {late[0]['reward']:.2f}, although in {differ} of {len(answers)} groups the "
-                "answers differ: the reward does not tell them apart. Score two of them by hand (python rewards.py) and look at "
-                "what was changed in it")
+                "answers differ: the reward does not tell them apart. Score two of them by hand, with the function that "
+                "train.py calls, and look at what was changed in it")
     parts = [name for name in PARTS if any(name in line for line in recent)]
     if parts and min(mean_of(recent, name) for name in parts) > 0.9:
         return "the training questions are solved: take harder ones, or stop"
@@ -297,9 +298,10 @@ def cut_worries(config: dict, recent: list[dict], late: list[dict]) -> list[str]
             return [f"{share:.0%} of the latest completions were {limit}, and {talking} of {len(cut)} of these had given their answer and "
                     "went on: raising the limit does not help; look at what stands behind the answer."]
         return [f"The end token is not said: {share:.0%} of the latest completions were {limit}, and {talking} of {len(cut)} of these had "
-                "given their answer and went on, so raising the limit does not help. The end token has probably been left out of "
-                "what is learned, as by a mask of `tokens != pad` where pad and end are one token; the mask has to go by position, "
-                "up to and including the first end token, and a target has to end with one."]
+                "given their answer and went on, so raising the limit does not help. Either the warm start was too "
+                "short (a model from random weights needs some hundred steps), or the end token has been left out of what is learned, as "
+                "by a mask of `tokens != pad` where pad and end are one token; the mask has to go by position, up to and including the "
+                "first end token, and a target has to end with one."]
     return [f"{share:.0%} of the latest completions were {limit}: what is cut has no answer and scores 0; raise it, or find out what "
             "makes the model talk."]
 

@@ -5,6 +5,8 @@ word's probability is one number of a 3 x 4 table. The functions are those that 
 hand out (the ratio, each token's gradient) is worked out here by the formula that is printed, and compared with theirs.
 """
 
+import argparse
+
 import torch
 from torch import Tensor
 
@@ -38,7 +40,9 @@ def logps_of(logits: Tensor) -> Tensor:
     return logits.log_softmax(dim=1).expand(len(SAID), -1, -1).gather(2, SAID[:, :, None]).squeeze(2)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
+    argparse.ArgumentParser(prog="grpo.py", description="One step of GRPO with made-up numbers, to be followed with a calculator. "
+                                                        "It takes no settings; to train, see train.py.").parse_args(arguments)
     print("One step of GRPO on one question: G = 4 completions of up to C = 3 words, V = 4 words.")
     mask, advantages = show_rewards()
     logits = NOW.log().requires_grad_()  # (3, 4); softmax(log p) = p, so the table is the policy

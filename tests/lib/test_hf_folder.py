@@ -143,6 +143,7 @@ def test_a_broken_folder_does_not_cost_an_old_run(broken, tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text("{}")
+    (tmp_path / "x.jsonl").touch()
     cut(broken)
     with pytest.raises(ValueError, match="cut off"):
         train.main(["--model", "broken", "--train_data", "x.jsonl", "--out", "run", "--overwrite", "--device", "cpu"])
@@ -151,3 +152,19 @@ def test_a_broken_folder_does_not_cost_an_old_run(broken, tmp_path, monkeypatch)
 
 def test_a_name_that_is_no_folder_is_left_to_the_hub():
     hf_folder.check_folder(Path("Qwen/Qwen2.5-VL-3B-Instruct"))
+
+
+@pytest.mark.parametrize("name", ["final", "runs/final", "runs/own/final", "/runs/own"])
+def test_a_path_that_leads_nowhere_is_not_asked_for_on_the_hub(tmp_path, monkeypatch, name):
+    """The hub's client tried for minutes, and then spoke of a repository."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(ValueError, match=f"{name}: no such folder"):
+        hf_folder.check_folder(Path(name))
+
+
+def test_the_folder_of_a_run_is_told_from_the_model_in_it(tmp_path):
+    for file in ("config.json", "lock"):
+        (tmp_path / file).write_text("{}")
+    with pytest.raises(ValueError, match="takes the model in it, .*final"):
+        hf_folder.check_folder(tmp_path)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from made_samples import ALL, QA, write_lines
 
 import lib.samples
-from lib.samples import FIELDS, find_problem, judged_lines, load_samples, parse_entry, unread_keys, write_jsonl
+from lib.samples import FIELDS, find_problem, judged_lines, load_samples, parse_entry, trained_on, unread_keys, write_jsonl
 from tools.check import check
 
 GROUNDING, _, GQA, TRACKING, LABELS, CAPTIONING, MOMENTS = ({"video": "v.mp4", **sample} for sample in ALL)
@@ -30,6 +30,15 @@ def test_an_at_sign_in_a_folder_name_does_not_begin_the_root(tmp_path):
     file = write_lines(tmp_path / "me@here" / "x.jsonl", [{**QA, "video": "1.mp4"}])
     assert load_samples([f"{file}@/videos:1"])[0]["video"] == "/videos/1.mp4"
     assert load_samples([f"{file}"])[0]["video"] == str(tmp_path / "me@here" / "1.mp4")
+
+
+def test_held_out_questions_that_are_trained_on_are_said():
+    """The first lines of the training file make the finest test set; ids say nothing, since each file has its own."""
+    train = [{"id": "a", "task": "qa", "video": "v.mp4", "question": "who?"}, {"id": "b", "task": "qa", "question": "why?"}]
+    held_out = [{**train[0], "id": "x"}, {**train[0], "question": "when?"}, {**train[0], "task": "gqa"}, {**train[0], "video": "w.mp4"}]
+    (line,) = trained_on(train, held_out)
+    assert line.startswith("warning: 1 of 4 held-out questions are trained on as well (x)")
+    assert trained_on(train, held_out[1:]) == []
 
 
 def test_an_entry_takes_the_first_n_or_a_seeded_share_in_file_order(tmp_path):

@@ -88,6 +88,18 @@ def test_good_and_bad_samples_are_written_apart_in_order(tmp_path, num_workers):
         assert word in sample["reason"]
 
 
+def test_the_commonest_reasons_and_late_spans_are_said(tmp_path, capsys):
+    """Ten lines of one mistake in a file that nobody opens; and seconds that are frames: such spans end after their video."""
+    write_video(tmp_path / "v.mp4", pictures(40))
+    line = {"task": "grounding", "video": "v.mp4", "question": "it moves", "duration": 4.0}
+    lines = [{**line, "id": "a", "spans": [[1, 3]]}, {**line, "id": "b", "spans": [[10, 90]]},
+             *({**line, "id": name, "video": "none.mp4", "spans": [[1, 3]]} for name in "cd")]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
+    assert check(str(tmp_path / "own.jsonl"), tmp_path / "out", settings=SETTINGS, num_workers=0) == (2, 2)
+    said = capsys.readouterr().out
+    assert "2 bad: no such file" in said and "1 good ones have spans that end after their video (b): are they in seconds?" in said
+
+
 def test_the_exit_status_says_whether_all_are_good(tmp_path, capsys):
     """A script that checks before it trains looks at the status, not at the text."""
     (tmp_path / "videos").mkdir()

@@ -126,7 +126,7 @@ def test_the_walk_calls_what_trains(monkeypatch, capsys):
     monkeypatch.setattr(walk, "grpo_loss", lambda *inputs, **settings: (inputs[0].sum(), {
         name: torch.tensor(1.0) for name in ("clipped_tokens", "tokens", "kl_sum")}))
     with pytest.raises(AssertionError, match="grpo.py has changed"):
-        walk.main()
+        walk.main([])
 
 
 def test_what_is_printed_fits_the_screen(printed):
