@@ -11,6 +11,7 @@ import os
 import random
 import re
 import sys
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import chain
@@ -77,7 +78,9 @@ def _not_offered(sample: dict) -> str | None:
 
 def _no_label(sample: dict) -> str | None:
     labels = sample.get("options", [sample["answer"]])
-    if sample["answer"].strip().lower() not in [label.strip().lower() for label in labels]:
+    # "é" is one character or two, and both look alike: rewards.py reads either
+    answer, *known = (unicodedata.normalize("NFC", text).strip().lower() for text in (sample["answer"], *labels))
+    if answer not in known:
         return f"field 'answer' is {sample['answer']!r}; it must be one of the options {labels}"
     return None
 

@@ -32,6 +32,12 @@ def test_an_at_sign_in_a_folder_name_does_not_begin_the_root(tmp_path):
     assert load_samples([f"{file}"])[0]["video"] == str(tmp_path / "me@here" / "1.mp4")
 
 
+def test_a_label_may_be_composed_otherwise_than_its_option():
+    """Both look alike on the screen, and the message said that one was not the other."""
+    sample = {**LABELS, "options": ["cafe\u0301", "bar"], "answer": "caf\u00e9"}
+    assert find_problem(sample) is None and find_problem({**sample, "answer": "cafe"})
+
+
 def test_held_out_questions_that_are_trained_on_are_said():
     """The first lines of the training file make the finest test set; ids say nothing, since each file has its own."""
     train = [{"id": "a", "task": "qa", "video": "v.mp4", "question": "who?"}, {"id": "b", "task": "qa", "question": "why?"}]
