@@ -165,6 +165,8 @@ class Run:
         first = self.first_step = self.restore(phase, model, optimizer, questions)
         if first < total and phase == "grpo":  # a finished run that is given more steps: its end is no longer the end
             self.results.pop("after", None)
+        if 0 < total <= first and self.world.is_first:
+            tqdm.write(f"all {total} {phase} steps were done before; with a larger number of them --resume goes on")
         self.progress.begin(phase, total, first)
         self.text = ""  # what the step says of itself beside the bar
         for step in range(first, total):

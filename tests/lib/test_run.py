@@ -156,6 +156,15 @@ def test_a_resumed_run_has_the_questions_that_it_was_begun_with(tmp_path):
     assert json.loads((tmp_path / "run" / "config.json").read_text())["lr"] == 0.5
 
 
+def test_a_resumed_run_that_is_complete_says_so(tmp_path, capsys):
+    """It repeated its last bar and its table, as if it had done something."""
+    run = new_run(tmp_path / "run")
+    for done, told in ((3, True), (2, False)):
+        run.restore = lambda *_, first=done: first
+        next(run.steps("grpo", 3, None, SimpleNamespace(state={}), SimpleNamespace(cursor=0)), None)
+        assert ("all 3 grpo steps were done before" in capsys.readouterr().out) == told
+
+
 def test_a_run_without_held_out_questions_may_get_some(tmp_path):
     begin(tmp_path / "run", "a", "")
     begin(tmp_path / "run", "a", "c", "--resume")
