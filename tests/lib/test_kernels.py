@@ -7,7 +7,7 @@ import torch
 from scoring import sample
 from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
 import model as model_file
 from lib import kernels
@@ -155,6 +155,24 @@ def test_a_deep_copy_of_the_model_embeds_with_its_own_weights(model):
     assert copied.model.visual.patch_embed(patches).abs().max() == 0 < model.visual.patch_embed(patches).abs().max()
     hidden = torch.randn(2, model.text.config.hidden_size)
     assert copied.model.language_model.norm(hidden).abs().max() == 0 < model.text.norm(hidden).abs().max()
+
+
+def test_a_tower_of_an_uneven_width_gives_the_values_and_gradients_of_the_library(model_folder, prompts):
+    """The published towers are 3,420 wide, which fast matrix products do not like; the columns of zeros must not be seen."""
+    config = Qwen2_5_VLForConditionalGeneration.from_pretrained(model_folder).config
+    config.vision_config.intermediate_size = 44
+    torch.manual_seed(0)
+    hf = Qwen2_5_VLForConditionalGeneration(config)
+    theirs = copy.deepcopy(hf).model.visual
+    model, prompt = model_file.VideoLM(hf, AutoTokenizer.from_pretrained(model_folder), ""), prompts[0]
+    assert model.visual.blocks[0].mlp.forward.__func__ is kernels._padded_mlp
+    found = []
+    for tower, video in ((theirs, theirs(prompt.patches, grid_thw=torch.tensor([prompt.grid])).pooler_output),
+                         (model.visual, model.encode_video(prompt.patches, prompt.grid))):  # (V, D)
+        video.square().sum().backward()
+        found.append([video.detach(), *(p.grad for p in tower.parameters())])
+    for library, ours in zip(*found):
+        assert (library - ours).abs().max() <= 1e-5 * library.abs().max()
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
