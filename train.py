@@ -492,14 +492,14 @@ def measure(run: Run, policy: VideoLM, held_out: list[dict], score, name: str) -
                                         run.progress if name != "on_the_way" else None)
     if run.world.is_first:
         write_lines(run.out / f"predictions.{name}.jsonl", predictions)
-    end_or_warn_of_unreadable(predictions, name)
+    end_or_warn_of_unreadable(run.world, predictions, name)
     if run.world.is_first:
         if metrics["parse_failure"] == 1 and not (name == "before" and config.sft_steps):  # the warm start teaches the format
             tqdm.write(UNREADABLE_ANSWERS.format(name=name))
     return metrics
 
 
-def end_or_warn_of_unreadable(predictions: list[dict], name: str) -> None:
+def end_or_warn_of_unreadable(world: World, predictions: list[dict], name: str) -> None:
     """Held-out videos that cannot be read count as 0, and look like a poor model."""
     lost = [line["problem"] for line in predictions if line.get("problem")]
     if not lost:
@@ -508,7 +508,8 @@ def end_or_warn_of_unreadable(predictions: list[dict], name: str) -> None:
             + "; ".join(printable(problem) for problem in lost[:3]) + ("; ..." if len(lost) > 3 else ""))
     if len(lost) == len(predictions) and name != "on_the_way":
         raise SystemExit(f"{text}. Check --eval_data and --video_root")
-    tqdm.write(f"warning: {text}. They count as 0 in every metric")
+    if world.is_first:
+        tqdm.write(f"warning: {text}. They count as 0 in every metric")
 
 
 UNREADABLE_ANSWERS = (

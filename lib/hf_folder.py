@@ -31,9 +31,11 @@ INDEX = "model.safetensors.index.json"
 
 
 def is_hub_id(name: str) -> bool:
-    """OWNER/NAME, and no path whose last folder is missing."""
+    """OWNER/NAME, and no path into a run, or a folder of runs, whose last part is missing."""
     parts = Path(name).parts
-    return not Path(name).exists() and len(parts) == 2 and not Path(parts[0]).exists()
+    if Path(name).exists() or len(parts) != 2:
+        return False
+    return not (Path(parts[0], "lock").exists() or any(Path(parts[0]).glob("*/lock")))
 
 
 def check_folder(folder: Path) -> None:

@@ -89,7 +89,8 @@ def check(entry: str, out: Path, *, video_root: str | None = None, settings: Vid
 
     Every picture is inspected once, and every video once for each part of it that samples use, with `deadline` seconds
     and its own duration for each. Lines that are no samples are bad, wherever they stand: training refuses the file for
-    them, also where an entry takes a part of it only. ValueError, before anything is decoded, for a file without lines or one that would be overwritten.
+    them, also where an entry takes a part of it only. ValueError, before anything is decoded, for a file without lines or
+    one that would be overwritten.
     """
     source, root, take = parse_entry(entry)
     if source.resolve() in [(out / name).resolve() for name in ("good.jsonl", "bad.jsonl")]:

@@ -199,7 +199,7 @@ DRILLS = {
         "python data.py check FILE decodes all of them before a run; its good.jsonl has the others"),
     "all_same": Drill(
         "the reward does not look at the completion", go_on, all_same, r"dead (\d+)/\1 ", "All groups are dead",
-        "give python rewards.py two completions, a right and a wrong one: they have to score differently"),
+        "score two completions by hand, a right and a wrong one, with the function that train.py calls: they have to differ"),
     "truncate": Drill(
         "--max_new_tokens 24, and answers have 47", go_on, truncate, r"truncated [1-9]|not one", "truncated at --max_new_tokens 24",
         "compare `length` with the limit, and see where the texts in completions.jsonl end; raise --max_new_tokens"),

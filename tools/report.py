@@ -45,7 +45,8 @@ STAGES = {"before": "before", "after_sft": "warm start", "after": "after GRPO"} 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="tools.report", description="One page about one run, or several in comparison.")
     parser.add_argument("runs", nargs="+", type=Path, help="folders of runs (--out of train.py)")
-    parser.add_argument("--out", type=Path, help="the page; by default report.html in the folder of the run, of several compare.html here")
+    parser.add_argument("--out", type=Path, help="the page; by default report.html in the folder of the run, of several "
+                                                 "compare.html here")
     parser.add_argument("--groups", type=int, default=200, help="most groups of completions to show, over all runs")
     return parser.parse_args(arguments)
 
@@ -54,7 +55,8 @@ def main() -> None:
     args = parse_arguments()
     torch.set_num_threads(1)  # frames are small: threads would wait for one another
     try:
-        file = write_report(args.runs, args.out or (args.runs[0] / "report.html" if len(args.runs) == 1 else Path("compare.html")), args.groups)
+        usual = args.runs[0] / "report.html" if len(args.runs) == 1 else Path("compare.html")
+        file = write_report(args.runs, args.out or usual, args.groups)
     except (ValueError, OSError) as error:  # a wrong folder, named in the message
         sys.exit(f"error: {error}")
     print(f"{file}: {file.stat().st_size / 1e6:.1f} MB; a browser opens it")

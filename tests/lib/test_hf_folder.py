@@ -156,9 +156,12 @@ def test_a_name_that_is_no_folder_is_left_to_the_hub():
 
 @pytest.mark.parametrize("name", ["final", "runs/final", "runs/own/final", "/runs/own"])
 def test_a_path_that_leads_nowhere_is_not_asked_for_on_the_hub(tmp_path, monkeypatch, name):
-    """The hub's client tried for minutes, and then spoke of a repository."""
+    """The hub's client tried for minutes, and then spoke of a repository. But a folder with an owner's name is no reason."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "other").mkdir(parents=True)
+    (tmp_path / "runs" / "other" / "lock").touch()
+    (tmp_path / "Qwen").mkdir()
+    hf_folder.check_folder(Path("Qwen/Qwen2.5-VL-3B-Instruct"))
     with pytest.raises(ValueError, match=f"{name}: no such folder"):
         hf_folder.check_folder(Path(name))
 
